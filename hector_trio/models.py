@@ -1,0 +1,204 @@
+"""The wire's types (JSON through msgspec): what clients send and get on REST, SSE and the WebSocket."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from hector_trio.errors import FieldError
+
+ID_PATTERN = r"^[A-Za-z0-9._~-]{1,128}$"
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}\Z")
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 128 characters of A-Z a-z 0-9 . _ ~ -")]
+Timestamp = Annotated[str, Meta(description="RFC 3339, UTC, with Z", extra_json_schema={"format": "date-time"})]
+Status = Literal["pending", "running", "input_required", "completed", "failed", "cancelled"]
+ChunkType = Literal["text", "data", "error", "metadata", "done"]
+Json = dict[str, Any]
+
+
+def is_id(text: str) -> bool:
+    """Whether ``text`` may name a task, a session, an agent or a request (``.`` and ``..`` may not)."""
+    return _ID.match(text) is not None and text not in (".", "..")
+
+
+def timestamp(ms: int) -> str:
+    """``ms`` (milliseconds since the epoch) as the wire's RFC 3339 text."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+
+
+class Content(Struct, frozen=True):
+    """An input or an output: a media type and its content (text, or any JSON)."""
+
+    type: str = "text/plain"
+    content: Any = ""
+
+
+class GraceMs(Struct, frozen=True, rename={"grace_ms": "graceMs"}):
+    grace_ms: Annotated[int, Meta(ge=0)]
+
+
+class TaskContext(Struct, frozen=True, rename="camel"):
+    session_id: Id | None = None
+    user_id: str | None = None
+    metadata: Json | None = None
+
+
+class TaskRequest(Struct, frozen=True, rename="camel"):
+    """A request to run an agent. Unknown keys are ignored."""
+
+    input: Content
+    task_id: Id | None = None
+    parameters: Json | None = None
+    context: TaskContext | None = None
+    timeout_ms: Annotated[int, Meta(ge=1)] | None = None
+    on_disconnect: Literal["cancel", "continue"] | GraceMs | None = None
+    multitask: Literal["enqueue", "reject", "interrupt"] | None = None
+
+
+class TaskError(Struct, frozen=True, omit_defaults=True):
+    """Why a task failed."""
+
+    code: str
+    message: str
+    details: Any = None
+
+
+class Task(Struct, frozen=True, rename="camel"):
+    """A task as clients see it. ``output`` is there once the task has ended, as far as it came."""
+
+    task_id: str
+    agent_id: str
+    status: Status
+    metadata: Json
+    started_at: Timestamp
+    session_id: str | UnsetType = UNSET
+    output: Content | UnsetType = UNSET
+    error: TaskError | UnsetType = UNSET
+    ended_at: Timestamp | UnsetType = UNSET
+
+
+class Chunk(Struct, frozen=True, rename="camel"):
+    """One entry of a task's log. The first six are always there; ``final`` is true for exactly one chunk, the last."""
+
+    task_id: str
+    seq: int
+    chunk_type: ChunkType
+    content: Any
+    timestamp: Timestamp
+    final: bool = False
+    first_seq: int | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    code: str | UnsetType = UNSET
+    media_type: str | UnsetType = UNSET
+    encoding: Literal["base64"] | UnsetType = UNSET
+    retryable: bool | UnsetType = UNSET
+
+
+class SessionRequest(Struct, frozen=True, rename="camel"):
+    agent_id: str
+    session_id: Id | None = None
+    metadata: Json | None = None
+    state: Json | None = None
+    ttl_seconds: Annotated[int, Meta(ge=1, le=10 * 365 * 86400)] | None = None
+
+
+class SessionPatch(Struct, frozen=True):
+    """RFC 7396 merge patches of a session's two writable members."""
+
+    state: Json | UnsetType = UNSET
+    metadata: Json | UnsetType = UNSET
+
+
+class Session(Struct, frozen=True, rename="camel"):
+    session_id: str
+    agent_id: str
+    created_at: Timestamp
+    last_activity_at: Timestamp
+    state: Json
+    metadata: Json
+    expires_at: Timestamp | UnsetType = UNSET
+
+
+class Message(Struct, frozen=True, rename="camel"):
+    """One line of a conversation. ``partial`` marks an answer that was cut (``status`` says how its task ended)."""
+
+    role: Literal["user", "agent"]
+    content: Any
+    agent_id: str
+    task_id: str
+    timestamp: Timestamp
+    type: str = "text/plain"
+    partial: bool | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+
+
+class Endpoints(Struct, frozen=True):
+    task: str
+    stream: str
+    status: str
+
+
+class AgentCard(Struct, frozen=True, rename="camel"):
+    agent_id: str
+    name: str
+    description: str
+    version: str
+    capabilities: dict[str, Any]
+    endpoints: Endpoints
+    input_types: list[str]
+    output_types: list[str]
+    auth: Json
+    metadata: Json = field(default_factory=dict)
+
+
+class AgentList(Struct, frozen=True):
+    agents: list[AgentCard]
+    total: int
+
+
+class SessionList(Struct, frozen=True, rename="camel"):
+    sessions: list[Session]
+    total: int
+    next_page_token: str
+
+
+class TaskList(Struct, frozen=True, rename="camel"):
+    tasks: list[Task]
+    total: int
+    next_page_token: str
+
+
+class MessageList(Struct, frozen=True, rename="camel"):
+    messages: list[Message]
+    total: int
+    next_page_token: str
+
+
+class ChunkList(Struct, frozen=True, rename="camel"):
+    chunks: list[Chunk]
+    total: int
+    next_page_token: str
+
+
+class Problem(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """RFC 9457 problem details with our stable ``code``."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    retryable: bool | UnsetType = UNSET
+    request_id: str = ""
+    task_id: str | UnsetType = UNSET
+    errors: tuple[FieldError, ...] | UnsetType = UNSET
+
+
+encode = msgspec.json.Encoder(decimal_format="number").encode

@@ -1,0 +1,202 @@
+"""The Store protocol: where tasks, logs and sessions live. Every method is one whole transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from msgspec import Struct
+
+from hector_trio.models import Content, Status, TaskError
+from hector_trio.session import MessageRow, SessionRow
+from hector_trio.task import TaskRow
+
+T = TypeVar("T")
+
+
+class Page(Struct, Generic[T], frozen=True):
+    """Some items of a list, how many there are in all, and the token of the next page (``""`` at the end)."""
+
+    items: list[T]
+    total: int
+    next_token: str
+
+
+class Idempotency(Struct, frozen=True):
+    """An ``Idempotency-Key`` as it was used: kept 24 h per owner and route."""
+
+    route: str
+    key: str
+    body_hash: str
+    expires_at: int
+
+
+class NewTask(Struct, frozen=True):
+    """A task to be accepted (status ``pending``, no chunk yet)."""
+
+    owner: str
+    agent_id: str
+    task_id: str
+    request: bytes
+    fingerprint: str
+    policy: str
+    instance: str
+    metadata: dict[str, Any]
+    created_at: int
+    session_id: str | None = None
+    idempotency: Idempotency | None = None
+
+
+class Accepted(Struct, frozen=True):
+    """``created``: the row is new. ``running``: a task with this id and fingerprint has not ended; follow it.
+    ``replayed``: the idempotency key was used with the same body; this is its task, in flight or ended."""
+
+    how: Literal["created", "running", "replayed"]
+    task: TaskRow
+
+
+class Change(Struct, frozen=True):
+    """What a task's row becomes in the transaction that appends."""
+
+    status: Status
+    output: Content | None = None
+    error: TaskError | None = None
+    ended_at: int | None = None
+
+
+class Append(Struct, frozen=True):
+    """A segment for one task's log: encoded chunks ``first_seq .. last_seq``, joined by newlines.
+
+    ``first_seq`` must be the row's ``last_seq + 1``, ``instance`` the row's, and the row must not have ended, else the
+    append is refused. ``change`` and ``message`` (a line for the session's conversation, which also moves the session's
+    ``last_activity_at`` to the message's time) commit with it. Without chunks (``data`` empty, ``last_seq =
+    first_seq - 1``) it is a change of state alone.
+    """
+
+    key: int
+    instance: str
+    first_seq: int
+    last_seq: int
+    data: bytes
+    change: Change | None = None
+    message: MessageRow | None = None
+
+
+class Segment(Struct, frozen=True):
+    first_seq: int
+    last_seq: int
+    data: bytes
+
+
+class StoreStatistics(Struct, frozen=True):
+    size_bytes: int
+    commits: int
+    """Transactions committed since the store was opened."""
+    commit_seconds: float
+    """Time spent in them."""
+    operations: int
+    """Operations that travelled in them: ``operations / commits`` is the batch size."""
+
+
+class Store(Protocol):
+    """All times are milliseconds since the epoch. Rows that belong to somebody else do not exist for the caller:
+    ``owner`` stands in every question. A session past its expiry does not exist on any read.
+
+    A cancelled write has either not begun, and never will, or it is finished first and its result is returned: the
+    cancellation arrives at the caller's next checkpoint. So a caller may act on the result without an await between.
+
+    Raises: StoreUnavailable when the store cannot be reached or refuses to write (disk full, read-only); nothing of the
+    operation has happened then.
+    """
+
+    # --- tasks and logs
+    async def create_task(self, new: NewTask) -> Accepted:
+        """Accepts a task. An ended task of the same owner, agent and id is renamed to ``{id}~1``, ``~2`` … (the next
+        free number) in the same transaction. Moves the session's ``last_activity_at``.
+
+        Raises: TaskExists (one that has not ended, with another fingerprint), IdempotencyMismatch, SessionNotFound,
+        SessionMismatch (the session is another agent's).
+        """
+
+    async def append(self, appends: Sequence[Append]) -> frozenset[int]:
+        """Commits all of them in one transaction (`executemany`); returns the keys that were refused, of which nothing
+        is stored. At most one append per key in a call."""
+
+    async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
+        """Segments that hold chunks beyond ``after``, in order, at least one if there is any, then no more than fit
+        into ``limit_bytes``. The first may begin before ``after + 1``."""
+
+    async def get_task(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None: ...
+
+    async def get_task_by_key(self, key: int) -> TaskRow | None: ...
+
+    async def list_tasks(
+        self,
+        owner: str,
+        *,
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        """Newest first. Raises InvalidRequest for a token that is not one of ours."""
+
+    async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
+        """Removes an ended task and its log. Raises TaskNotFound, TaskRunning."""
+
+    async def take_over(self, instance: str) -> list[TaskRow]:
+        """Makes every task that has not ended and belongs to a dead instance ``instance``'s; returns all of them in
+        order of acceptance. (A store used by one process alone: every other instance is dead.)"""
+
+    # --- sessions
+    async def create_session(self, row: SessionRow, *, limit: int) -> None:
+        """Raises SessionExists, or RateLimited when the owner has ``limit`` unexpired sessions already."""
+
+    async def get_session(self, owner: str, session_id: str, *, now: int) -> SessionRow | None: ...
+
+    async def list_sessions(
+        self,
+        owner: str,
+        *,
+        now: int,
+        agent_id: str | None = None,
+        metadata: dict[str, str] | None = None,
+        limit: int = 50,
+        token: str = "",
+    ) -> Page[SessionRow]:
+        """Newest first; ``metadata`` compares top-level values with their text (strings as they are, others as JSON)."""
+
+    async def update_session(
+        self,
+        owner: str,
+        session_id: str,
+        *,
+        now: int,
+        state: Any = None,
+        metadata: Any = None,
+        if_match: str | None = None,
+    ) -> SessionRow:
+        """Applies RFC 7396 merge patches (``None``: none) and moves ``last_activity_at``. ``if_match`` is compared with
+        the ETag of the row as it is before. Raises SessionNotFound, PreconditionFailed."""
+
+    async def delete_session(self, owner: str, session_id: str) -> None:
+        """Removes it with its tasks, logs and messages. Raises SessionNotFound."""
+
+    async def list_messages(
+        self, owner: str, session_id: str, *, now: int, limit: int = 50, token: str = ""
+    ) -> Page[MessageRow]:
+        """Oldest first. Raises SessionNotFound."""
+
+    async def history(self, owner: str, session_id: str, *, limit: int) -> list[MessageRow]:
+        """The last ``limit`` messages, oldest first; costs no more when the conversation is longer."""
+
+    # --- housekeeping
+    async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:
+        """Removes up to ``limit`` of: ended tasks without a session that ended before the given time, expired sessions
+        none of whose tasks is unfinished, expired idempotency keys. Returns how many rows went (0: nothing left)."""
+
+    async def check(self) -> None:
+        """A write that changes nothing; raises StoreUnavailable when writes are refused."""
+
+    def statistics(self) -> StoreStatistics: ...

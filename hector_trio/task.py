@@ -1,0 +1,214 @@
+"""The task: its row, its state table, its chunks, and the fold of a complete log into what the task became."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from hector_trio.models import (
+    Chunk,
+    ChunkType,
+    Content,
+    GraceMs,
+    Status,
+    Task,
+    TaskError,
+    TaskRequest,
+    encode,
+    timestamp,
+)
+
+ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+
+NEXT: dict[str, frozenset[str]] = {
+    "pending": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"input_required", "completed", "failed", "cancelled"}),
+    "input_required": frozenset({"pending", "running", "failed", "cancelled"}),
+    "completed": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""What may follow what. An ended task never changes."""
+
+
+class TaskRow(Struct, frozen=True):
+    """A task as the store keeps it. Times are milliseconds since the epoch."""
+
+    key: int
+    """The store's own number: unique for ever, growing with the order of acceptance."""
+    owner: str
+    agent_id: str
+    task_id: str
+    status: Status
+    request: bytes
+    """The accepted request as JSON (``TaskRequest``)."""
+    fingerprint: str
+    policy: str
+    """``cancel``, ``continue`` or ``grace:<ms>``."""
+    instance: str
+    """Who runs it; only that instance may append."""
+    metadata: dict[str, Any]
+    created_at: int
+    session_id: str | None = None
+    last_seq: int = 0
+    output: Content | None = None
+    error: TaskError | None = None
+    ended_at: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+class Outcome(Struct, frozen=True):
+    """How a run ended: the state, and the words of the final chunk."""
+
+    status: Literal["completed", "failed", "cancelled"]
+    reason: str | None = None
+    code: str | None = None
+    message: str = ""
+    details: Any = None
+    retryable: bool = False
+
+    def error(self) -> TaskError | None:
+        if self.status != "failed":
+            return None
+        return TaskError(code=self.code or "internal_error", message=self.message, details=self.details)
+
+
+def final_chunk(task_id: str, seq: int, now: int, outcome: Outcome) -> Chunk:
+    """The one chunk that ends a log (PROTOCOL: ``done`` or ``error``)."""
+    if outcome.status == "failed":
+        return Chunk(
+            task_id=task_id,
+            seq=seq,
+            chunk_type="error",
+            content=outcome.message,
+            timestamp=timestamp(now),
+            final=True,
+            status="failed",
+            code=outcome.code or "internal_error",
+            retryable=True if outcome.retryable else UNSET,
+        )
+    return Chunk(
+        task_id=task_id,
+        seq=seq,
+        chunk_type="done",
+        content="",
+        timestamp=timestamp(now),
+        final=True,
+        status=outcome.status,
+        reason=outcome.reason if outcome.reason is not None else UNSET,
+    )
+
+
+class Fold:
+    """What a log adds up to, chunk by chunk: the output so far, and at the end the state."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._data: list[Any] = []
+        self.last_seq = 0
+        self.status: Status = "running"
+        self.error: TaskError | None = None
+
+    def add(self, chunk_type: ChunkType, content: Any) -> None:
+        """Takes one chunk that is not final."""
+        if chunk_type == "text":
+            self._text.append(content)
+        elif chunk_type == "data":
+            self._data.append(content)
+        elif chunk_type == "metadata" and isinstance(content, dict) and content.get("status") == "input_required":
+            self.status = "input_required"
+
+    def output(self) -> Content | None:
+        """All text as one; without text the data (one value as it is, several as a list); ``None`` without either."""
+        if self._text:
+            return Content("text/plain", "".join(self._text))
+        if self._data:
+            return Content("application/json", self._data[0] if len(self._data) == 1 else list(self._data))
+        return None
+
+
+def fold(chunks: Iterable[Chunk]) -> Fold:
+    """Folds decoded chunks, the final one included."""
+    result = Fold()
+    for chunk in chunks:
+        result.last_seq = chunk.seq
+        if not chunk.final:
+            result.add(chunk.chunk_type, chunk.content)
+            continue
+        result.status = chunk.status if chunk.status is not UNSET else "completed"
+        if result.status == "failed":
+            result.error = TaskError(
+                code=chunk.code if chunk.code is not UNSET else "internal_error", message=str(chunk.content)
+            )
+    return result
+
+
+def policy_of(choice: str | GraceMs | None, default: str) -> str:
+    """The stored form of an ``onDisconnect``."""
+    if choice is None:
+        return default
+    return f"grace:{choice.grace_ms}" if isinstance(choice, GraceMs) else choice
+
+
+def fingerprint(agent_id: str, session_id: str | None, request: TaskRequest) -> str:
+    """Equal for requests that ask for the same thing: agent, session, input and parameters."""
+    same = (agent_id, session_id, request.input, request.parameters or {})
+    return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()
+
+
+def session_of(request: TaskRequest) -> str | None:
+    return request.context.session_id if request.context is not None else None
+
+
+def wire_task(row: TaskRow) -> Task:
+    """The row as clients see it."""
+    return Task(
+        task_id=row.task_id,
+        agent_id=row.agent_id,
+        status=row.status,
+        metadata=row.metadata,
+        started_at=timestamp(row.created_at),
+        session_id=UNSET if row.session_id is None else row.session_id,
+        output=UNSET if row.output is None else row.output,
+        error=UNSET if row.error is None else row.error,
+        ended_at=UNSET if row.ended_at is None else timestamp(row.ended_at),
+    )
+
+
+# --- encoded chunks ---------------------------------------------------------------------------------------------------
+# A chunk is encoded once, when it is emitted. Encoded chunks are kept joined by newlines, which JSON text never holds
+# unescaped, so a segment of the log keeps its chunks' boundaries and needs no decoding to be sent.
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    return encode(chunk)
+
+
+def join_lines(lines: Iterable[bytes]) -> bytes:
+    return b"\n".join(lines)
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    return data.split(b"\n") if data else []
+
+
+def named(lines: list[bytes], task_id: str) -> list[bytes]:
+    """``lines`` under ``task_id``: a task whose id was taken over by a later one is read under its new name."""
+    prefix = b'{"taskId":"' + task_id.encode() + b'",'
+    if not lines or lines[0].startswith(prefix):
+        return lines
+    return [prefix + line[line.index(b'"seq":') :] for line in lines]
+
+
+_decoder = msgspec.json.Decoder(Chunk)
+
+
+def decode_chunk(line: bytes) -> Chunk:
+    return _decoder.decode(line)
