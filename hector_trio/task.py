@@ -125,6 +125,17 @@ class Fold:
         elif chunk_type == "metadata" and isinstance(content, dict) and content.get("status") == "input_required":
             self.status = "input_required"
 
+    def take(self, chunk: Chunk) -> None:
+        """Takes one decoded chunk, the final one included."""
+        self.last_seq = chunk.seq
+        if not chunk.final:
+            self.add(chunk.chunk_type, chunk.content)
+            return
+        self.status = chunk.status if chunk.status is not UNSET else "completed"
+        if self.status == "failed":
+            code = chunk.code if chunk.code is not UNSET else "internal_error"
+            self.error = TaskError(code=code, message=str(chunk.content))
+
     def output(self) -> Content | None:
         """All text as one; without text the data (one value as it is, several as a list); ``None`` without either."""
         if self._text:
@@ -135,18 +146,10 @@ class Fold:
 
 
 def fold(chunks: Iterable[Chunk]) -> Fold:
-    """Folds decoded chunks, the final one included."""
+    """Folds a log."""
     result = Fold()
     for chunk in chunks:
-        result.last_seq = chunk.seq
-        if not chunk.final:
-            result.add(chunk.chunk_type, chunk.content)
-            continue
-        result.status = chunk.status if chunk.status is not UNSET else "completed"
-        if result.status == "failed":
-            result.error = TaskError(
-                code=chunk.code if chunk.code is not UNSET else "internal_error", message=str(chunk.content)
-            )
+        result.take(chunk)
     return result
 
 

@@ -118,6 +118,12 @@ class Store(Protocol):
         SessionMismatch (the session is another agent's).
         """
 
+    async def find_idempotent(self, owner: str, idempotency: Idempotency, *, now: int) -> Accepted | None:
+        """The ``replayed`` task if this unexpired key was used with the same body, ``None`` if it was not used.
+
+        Raises: IdempotencyMismatch.
+        """
+
     async def append(self, appends: Sequence[Append]) -> frozenset[int]:
         """Commits all of them in one transaction (`executemany`); returns the keys that were refused, of which nothing
         is stored. At most one append per key in a call."""
@@ -165,7 +171,7 @@ class Store(Protocol):
         limit: int = 50,
         token: str = "",
     ) -> Page[SessionRow]:
-        """Newest first; ``metadata`` compares top-level values with their text (strings as they are, others as JSON)."""
+        """Newest first; ``metadata`` compares top-level values by their text (strings as such, others as JSON)."""
 
     async def update_session(
         self,

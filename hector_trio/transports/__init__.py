@@ -1,0 +1,23 @@
+"""What every transport is given: the engine and the settings it serves, chosen and opened by ``server``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hector_trio.engine import Engine
+
+if TYPE_CHECKING:
+    from hector_trio.auth import Authenticator
+    from hector_trio.config import Settings
+    from hector_trio.observability import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    engine: Engine
+    settings: Settings
+    authenticator: Authenticator
+    metrics: Metrics
+    loopback: bool
+    """Whether every address that the server listens on is a loopback one."""

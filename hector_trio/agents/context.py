@@ -1,0 +1,71 @@
+"""The Context that the engine gives to an agent: emits go to the task's log, state to the session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hector_trio.errors import InvalidRequest, SessionNotFound
+from hector_trio.log import TaskLog, now_ms
+from hector_trio.models import Content, Message, TaskRequest
+from hector_trio.stores import Store
+from hector_trio.task import TaskRow
+
+
+class RunContext:
+    """One run. See ``hector_trio.agents.Context`` for what each member promises."""
+
+    def __init__(
+        self,
+        row: TaskRow,
+        request: TaskRequest,
+        log: TaskLog,
+        store: Store,
+        *,
+        history: list[Message],
+        state: dict[str, Any],
+        deadline: float,
+    ) -> None:
+        self.task_id = row.task_id
+        self.agent_id = row.agent_id
+        self.session_id = row.session_id
+        self.user_id = request.context.user_id if request.context is not None else None
+        self.request = request
+        self.input: Content = request.input
+        self.history = history
+        self.state = state
+        self.deadline = deadline
+        self._owner = row.owner
+        self._log = log
+        self._store = store
+
+    @property
+    def text(self) -> str:
+        content = self.input.content
+        return content if isinstance(content, str) else msgspec.json.encode(content).decode()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.request.parameters or {}
+
+    async def emit_text(self, text: str) -> None:
+        await self._log.emit_text(text)
+
+    async def emit_data(self, value: Any) -> None:
+        await self._log.emit("data", value)
+
+    async def emit_metadata(self, value: Any) -> None:
+        await self._log.emit("metadata", value)
+
+    async def emit_error(self, message: str, *, code: str = "agent_warning") -> None:
+        await self._log.emit("error", message, code=code)
+
+    async def update_state(self, patch: dict[str, Any]) -> None:
+        if self.session_id is None:
+            raise InvalidRequest("The task belongs to no session, so there is no state to update")
+        try:
+            row = await self._store.update_session(self._owner, self.session_id, now=now_ms(), state=patch)
+        except SessionNotFound:
+            raise SessionNotFound("The session ended while its task was running") from None
+        self.state = row.state

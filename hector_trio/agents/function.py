@@ -1,0 +1,116 @@
+"""Agents written in Python: an ``async def`` runs on Trio, a plain ``def`` in a bounded worker thread."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from hector_trio.agents import AgentInfo, Context
+from hector_trio.errors import RunError
+from hector_trio.models import Content, Message, TaskRequest
+
+
+class SyncContext:
+    """The same context for a plain ``def`` agent: same members, no ``await``.
+
+    After a cancel the run is over at once; the thread learns of it at its next call, which raises.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._open = True
+        self.task_id = ctx.task_id
+        self.agent_id = ctx.agent_id
+        self.session_id = ctx.session_id
+        self.user_id = ctx.user_id
+        self.request: TaskRequest = ctx.request
+        self.input: Content = ctx.input
+        self.history: list[Message] = ctx.history
+        self.deadline = ctx.deadline
+        self.text = ctx.text
+        self.parameters = ctx.parameters
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return self._ctx.state
+
+    def emit_text(self, text: str) -> None:
+        self._call(self._ctx.emit_text, text)
+
+    def emit_data(self, value: Any) -> None:
+        self._call(self._ctx.emit_data, value)
+
+    def emit_metadata(self, value: Any) -> None:
+        self._call(self._ctx.emit_metadata, value)
+
+    def emit_error(self, message: str, *, code: str = "agent_warning") -> None:
+        async def emit() -> None:
+            await self._ctx.emit_error(message, code=code)
+
+        self._call(emit)
+
+    def update_state(self, patch: dict[str, Any]) -> None:
+        self._call(self._ctx.update_state, patch)
+
+    def close(self) -> None:
+        self._open = False
+
+    def _call(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        trio.from_thread.check_cancelled()
+
+        async def guarded() -> None:
+            if not self._open:
+                raise RunError("run_ended", "The run has ended; nothing can be emitted any more")
+            await function(*args)
+
+        trio.from_thread.run(guarded)
+
+
+class FunctionAgent:
+    """A function as an agent.
+
+    A plain ``def`` cannot be stopped from outside: a cancel ends the run at once and leaves the thread to notice at its
+    next use of the context; until then it keeps its place among the worker threads.
+    """
+
+    def __init__(
+        self,
+        info: AgentInfo,
+        function: Callable[[Any], Awaitable[None] | None],
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
+        self.info = info
+        self._function = function
+        self._limiter = limiter
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is async
+        )
+
+    async def run(self, ctx: Context) -> None:
+        try:
+            if self._is_async:
+                result = self._function(ctx)
+                assert result is not None
+                await result
+            else:
+                sync = SyncContext(ctx)
+                try:
+                    await trio.to_thread.run_sync(self._function, sync, abandon_on_cancel=True, limiter=self._limiter)
+                finally:
+                    sync.close()
+        except (RuntimeError, TypeError) as error:
+            if _is_asyncio(error):
+                raise RunError(
+                    "asyncio_in_agent",
+                    "The agent calls asyncio code, but agents run on Trio. Use a Trio library (trio.sleep, httpx2), or "
+                    "write the agent as a plain def, which runs in a thread, and call asyncio.run(...) there",
+                ) from error
+            raise
+
+
+def _is_asyncio(error: Exception) -> bool:
+    text = str(error)
+    return "no running event loop" in text or "asyncio" in text or "trio got unexpected" in text.lower()
