@@ -1,0 +1,1204 @@
+"""Hypercorn's connection classes, subclassed so that no connection can end, freeze or exhaust the process.
+
+The only module that knows Hypercorn's internals. How it works:
+
+- Everything that *decides* here is synchronous: bytes are written at once or queued, states change, and only then does
+  the sender wait (`Connection.pace`). A cancel can therefore never split a clean-up or a frame.
+- One queue of unsent bytes per connection, and one task that empties it, which exists only for a connection whose
+  socket has once been full. Whoever is cancelled while waiting leaves the bytes in the queue, in order.
+- One number per connection, `deadline`, and one task per server that looks at all of them, instead of a timer each.
+- The reader never waits for the application: what it has read goes to an `Inbox` with a limit.
+"""
+
+import base64
+import binascii
+import contextvars
+import inspect
+import logging
+import os
+import socket as stdlib_socket
+import ssl
+import struct
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from importlib.metadata import version
+from math import inf
+from time import time
+from typing import Any, Generic, TypeVar, cast
+
+import h11
+import hypercorn.trio.run
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ConnectionEvent
+from hypercorn.logging import Logger
+from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper, ASGIFramework, ConnectionState, LifespanState
+from hypercorn.utils import parse_socket_addr
+from wsproto.connection import Connection as WebSocketParser
+from wsproto.connection import ConnectionState as ParserState
+from wsproto.connection import ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Message, Ping, TextMessage
+from wsproto.extensions import Extension
+from wsproto.handshake import server_extensions_handshake
+from wsproto.utilities import generate_accept_token
+
+from . import frames
+
+LOGGER = logging.getLogger("hector_trio")
+
+MAX_RECV = 65536
+SENDS_PER_CHECKPOINT = 16
+EVENTS_PER_CHECKPOINT = 32
+EARLY_BYTES = 32768
+"""Bytes a client may send behind its upgrade request before it has been answered."""
+BODY_AHEAD = 262144
+"""Bytes of a request body read ahead of the application."""
+TLS_AHEAD = 65536
+"""Bytes queued for encryption before a sender waits."""
+MAX_REFUSALS = 64
+"""Connections beyond `max_connections` that are being told so at one time; further ones are simply closed."""
+
+_T = TypeVar("_T")
+_RESET = struct.pack("ii", 1, 0)
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What one connection may cost. Times are seconds, sizes are bytes."""
+
+    send_timeout: float = 10.0
+    """From the first byte that could not be written; begins again with every byte accepted (over TLS: with every record
+    of 16 KiB). Then the connection is reset."""
+    header_timeout: float = 10.0
+    """For a complete request head, and for the TLS handshake."""
+    body_timeout: float = 30.0
+    """Without a byte of an announced request body, while the application is ready to take it."""
+    keep_alive_timeout: float = 75.0
+    """Idle between two requests."""
+    ping_interval: float = 20.0
+    """Between WebSocket pings. A peer from which and to which no byte moved for two intervals is gone:
+    Close 4101, reset."""
+    linger_timeout: float = 2.0
+    """How long a peer may take to answer our end of the connection with its own; what it still sends is dropped."""
+    max_message_bytes: int = 1 << 20
+    """Of one WebSocket message, inflated; beyond: 1009, and the connection is closed."""
+    max_unread_messages: int = 1024
+    """WebSocket messages the application has not read; beyond: 1008."""
+    max_unread_bytes: int = 4 << 20
+    """Bytes in those messages; beyond: 1008."""
+    max_connections: int = 10_000
+    """Of one server; beyond: 503 with Retry-After over plain HTTP, otherwise closed."""
+    max_header_bytes: int = 64 << 10
+    """Of a request head; beyond: 431. Also of requests pipelined behind one that is being answered: beyond, reading
+    stops, and if that lasts `header_timeout` the connection is reset."""
+    compression: bool = False
+    """Whether permessage-deflate is accepted when a client offers it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatistics:
+    """Counts over all servers of this process."""
+
+    connections: int
+    """Open now."""
+    websockets: int
+    """Open now, out of `connections`."""
+    accepted: int
+    """Since the start."""
+    refused: int
+    """Since the start, because of `max_connections`."""
+    reset: int
+    """Since the start: cut because the peer read too slowly, fell silent, or broke the protocol."""
+
+
+class Inbox(Generic[_T]):
+    """What one task has received and another has not yet taken, with a limit on its number and its bytes.
+
+    Putting never waits, so that whoever puts also notices the end of the connection. Not for several receivers.
+    """
+
+    def __init__(self, max_items: float, max_bytes: float) -> None:
+        self.bytes = 0
+        self._items: deque[tuple[_T, int]] = deque()
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._last: tuple[_T] | None = None
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._taken = trio.lowlevel.ParkingLot()
+
+    def put(self, item: _T, size: int = 0) -> bool:
+        """Add *item* of *size* bytes; False, and nothing is kept, if that would pass a limit or after `close`."""
+        if self._last is not None or len(self._items) >= self._max_items or self.bytes + size > self._max_bytes:
+            return False
+        self._items.append((item, size))
+        self.bytes += size
+        self._arrived.unpark()
+        return True
+
+    def close(self, last: _T) -> None:
+        """Nothing more comes: once all else is taken, `receive` returns *last*, again and again."""
+        if self._last is None:
+            self._last = (last,)
+            self._arrived.unpark_all()
+            self._taken.unpark_all()
+
+    async def receive(self) -> _T:
+        """Take the oldest item, waiting for one. A cancel takes nothing."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._items:
+            if self._last is not None:
+                await trio.lowlevel.checkpoint()
+                return self._last[0]
+            await self._arrived.park()
+        item, size = self._items.popleft()
+        self.bytes -= size
+        if self._taken:
+            self._taken.unpark_all()
+        return item
+
+    async def wait_below(self, limit: int) -> None:
+        """Wait until at most *limit* bytes are unread, or the inbox is closed."""
+        while self.bytes > limit and self._last is None:
+            await self._taken.park()
+
+
+def contain(error: BaseException, what: str) -> None:
+    """Log *error* with its traceback as *what*, except for what nobody may stop (a cancel, Ctrl-C): that is raised.
+
+    Call it in the `except (Exception, BaseExceptionGroup)` of a request, a connection or a run. Of a group that holds
+    both, the errors are logged and the cancel goes on.
+    """
+    rest: BaseException | None = error
+    vital: BaseException | None = None
+    if isinstance(error, BaseExceptionGroup):
+        vital, rest = error.split((trio.Cancelled, KeyboardInterrupt, SystemExit, GeneratorExit))
+    if rest is not None:
+        LOGGER.error(what, exc_info=rest)
+    if vital is not None:
+        raise vital
+
+
+class _Phase(Enum):
+    """What a connection's deadline means."""
+
+    HEAD = auto()
+    BODY = auto()
+    ANSWER = auto()
+    IDLE = auto()
+    WEBSOCKET = auto()
+    CLOSING = auto()
+    LINGER = auto()
+
+
+class _Server:
+    """What the connections of one running server share: limits, numbers, and the one task that times them."""
+
+    def __init__(self, limits: ConnectionLimits, terminated: trio.Event | Any) -> None:
+        self.limits = limits
+        self.connections: set[Connection] = set()
+        self.accepted = self.refused = self.reset = self.refusing = 0
+        self._terminated = terminated
+        self._sweeping = False
+        times = (limits.header_timeout, limits.body_timeout, limits.keep_alive_timeout, limits.ping_interval)
+        self._tick = max(0.01, min(1.0, min(times, default=1.0) / 4, limits.linger_timeout / 4))
+
+    def enter(self, connection: "Connection", nursery: trio.Nursery) -> None:
+        self.connections.add(connection)
+        self.accepted += 1
+        if not self._sweeping:
+            self._sweeping = True
+            nursery.start_soon(self._sweep)
+
+    async def _sweep(self) -> None:
+        """Expire what is due. Ends with the last connection, so that it never holds a server up."""
+        while self.connections:
+            with trio.move_on_after(self._tick):
+                if self._terminated.is_set():
+                    await trio.sleep_forever()
+                await self._terminated.wait()
+            now = trio.current_time()
+            closing = self._terminated.is_set()
+            for connection in tuple(self.connections):
+                if connection.deadline <= now or (closing and connection.idle):
+                    await connection.expire()
+        self._sweeping = False
+
+
+_servers: "weakref.WeakKeyDictionary[Any, _Server]" = weakref.WeakKeyDictionary()
+_installed = ConnectionLimits()
+
+
+def _server_of(context: Any, config: Config) -> _Server:
+    server = _servers.get(context)
+    if server is None:
+        limits = config.limits if isinstance(config, _ServeConfig) else _installed
+        server = _servers[context] = _Server(limits, context.terminated)
+    return server
+
+
+def statistics() -> ConnectionStatistics:
+    """Counts for metrics and for tests that look for leaks."""
+    servers = list(_servers.values())
+    return ConnectionStatistics(
+        connections=sum(len(server.connections) for server in servers),
+        websockets=sum(c.phase in (_Phase.WEBSOCKET, _Phase.CLOSING) for s in servers for c in s.connections),
+        accepted=sum(server.accepted for server in servers),
+        refused=sum(server.refused for server in servers),
+        reset=sum(server.reset for server in servers),
+    )
+
+
+class Connection(TCPServer):
+    """One accepted socket: its reader (this task), its unsent bytes, and its one deadline."""
+
+    protocol: "_Http1"  # type: ignore[assignment]
+
+    def __init__(self, app: AppWrapper, config: Config, context: Any, state: LifespanState, stream: Any) -> None:
+        super().__init__(app, config, context, state, stream)
+        self.tls = isinstance(stream, trio.SSLStream)
+        self.socket: trio.socket.SocketType = stream.transport_stream.socket if self.tls else stream.socket
+        self.server = _server_of(context, config)
+        self.limits = self.server.limits
+        self.phase = _Phase.HEAD
+        self.deadline = inf
+        self.gone = False
+        """No byte can be sent any more."""
+        self.finishing = False
+        """Nothing more will be queued; what is queued is still sent, what is received is dropped."""
+        self.moved = False
+        """Whether a byte of the peer's or of the application's moved since this was last reset."""
+        self._heard = False
+        self._unsent = bytearray()
+        self._ahead = TLS_AHEAD if self.tls else 0
+        self._pong: bytes | None = None
+        self._budget = SENDS_PER_CHECKPOINT
+        self._sent = trio.lowlevel.ParkingLot()
+        self._work = trio.lowlevel.ParkingLot()
+        self._flushing = False
+        self._reading = trio.CancelScope()
+        self._nursery: trio.Nursery
+        self._context: contextvars.Context
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Serve the connection until it ends. Raises only a cancel, or what is meant to end the process."""
+        server = self.server
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        try:
+            if len(server.connections) >= self.limits.max_connections:
+                await self._refuse()
+                return
+            server.enter(self, nursery)
+            await self._serve()
+        except OSError:
+            pass  # the peer left before we could ask for its name
+        except (Exception, BaseExceptionGroup) as error:
+            contain(error, "A connection failed")
+        finally:
+            self._leave()
+            server.connections.discard(self)
+
+    async def _serve(self) -> None:
+        self.deadline = trio.current_time() + self.limits.header_timeout
+        tune_listener(self.socket)
+        if self.tls and not await self._shake_hands():
+            return
+        family = self.socket.family
+        client = parse_socket_addr(family, self.socket.getpeername())
+        server = parse_socket_addr(family, self.socket.getsockname())
+        self._context = contextvars.copy_context()
+        async with trio.open_nursery() as self._nursery:
+            self.protocol = _Http1(self, client, server)
+            with self._reading:
+                await self._read()
+            self._leave()
+            await self.protocol.handle(Closed())
+
+    async def _shake_hands(self) -> bool:
+        with trio.move_on_after(self.limits.header_timeout):
+            try:
+                await self.stream.do_handshake()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return False
+            return self.stream.selected_alpn_protocol() in (None, "http/1.1")
+        return False
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                data = await self.stream.receive_some(MAX_RECV)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            if self.finishing:
+                continue
+            self.moved = True
+            if self.phase is _Phase.IDLE or not self._heard:
+                self._heard = True
+                self.wait_for(_Phase.HEAD, self.limits.header_timeout)
+            elif self.phase is _Phase.BODY:
+                self.wait_for(_Phase.BODY, self.limits.body_timeout)
+            await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.room()
+
+    async def _refuse(self) -> None:
+        """Say why, when that is cheap; no request is read."""
+        self.server.refused += 1
+        if self.tls or self.server.refusing >= MAX_REFUSALS:
+            return
+        self.server.refusing += 1
+        try:
+            self.write(_BUSY)
+            self.socket.shutdown(stdlib_socket.SHUT_WR)
+            with trio.move_on_after(self.limits.linger_timeout):
+                while await self.stream.receive_some(MAX_RECV):
+                    pass
+        except (OSError, trio.BrokenResourceError):
+            pass
+        finally:
+            self.server.refusing -= 1
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a task of this connection, with the connection's context variables rather than its starter's."""
+        self._context.run(self._nursery.start_soon, function, *args)
+
+    # ---- time
+
+    def wait_for(self, phase: _Phase, seconds: float) -> None:
+        self.phase = phase
+        self.deadline = trio.current_time() + seconds
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody would miss this connection."""
+        return self.phase is _Phase.IDLE or (self.phase is _Phase.HEAD and not self._heard)
+
+    async def expire(self) -> None:
+        """The deadline has passed, or the server is closing and the connection is idle."""
+        try:
+            if self.idle:
+                self._leave()
+            elif self.phase in (_Phase.HEAD, _Phase.BODY):
+                await self.protocol.time_out()
+            elif self.phase is _Phase.WEBSOCKET:
+                self.wait_for(_Phase.WEBSOCKET, self.limits.ping_interval)
+                await cast(_WebSocket, self.protocol.stream).beat()
+            else:
+                self.reset("did not close")
+        except (Exception, BaseExceptionGroup) as error:
+            contain(error, "A connection failed")
+            self.reset("failed")
+
+    # ---- writing
+
+    async def protocol_send(self, event: ConnectionEvent) -> None:
+        """What Hypercorn's protocol classes call. Never waits; `Updated` is told by the phases instead."""
+        if isinstance(event, RawData):
+            self.write(event.data)
+        elif isinstance(event, Closed):
+            self.finish()
+
+    def write(self, data: bytes) -> None:
+        """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
+        if self.gone or self.finishing:
+            return
+        if self._unsent or self.tls:
+            self._unsent += data
+            self._wake()
+            return
+        try:
+            # fileno() is -1 once closed, so that a late write can never reach another connection's descriptor.
+            accepted = os.write(self.socket.fileno(), data)
+        except BlockingIOError:
+            accepted = 0
+        except OSError:
+            self._leave()
+            return
+        if accepted < len(data):
+            self._unsent += memoryview(data)[accepted:]
+            self._wake()
+
+    def pong(self, payload: bytes) -> None:
+        """Answer a ping; while the socket is full only the newest is answered (RFC 6455, 5.5.3), so none pile up."""
+        if self._unsent:
+            self._pong = payload
+        else:
+            self.write(frames.frame(frames.PONG, payload))
+
+    def ping(self) -> None:
+        """Ask the peer for a sign of life; a full socket is watched by `send_timeout` already."""
+        if not self._unsent:
+            self.write(frames.frame(frames.PING, b""))
+
+    async def pace(self, sends: int = 1) -> None:
+        """Where whoever has written *sends* things waits: for the socket if it is full, else for its turn.
+
+        A cancel leaves what was written queued, complete and in order.
+        """
+        if self.gone or self.finishing:
+            await trio.lowlevel.checkpoint()
+            return
+        if len(self._unsent) > self._ahead:
+            await self._sent.park()
+            return
+        self.moved = True
+        self._budget -= sends
+        if self._budget > 0:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._budget = SENDS_PER_CHECKPOINT
+            await trio.lowlevel.checkpoint()
+
+    def finish(self) -> None:
+        """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
+        if self.gone or self.finishing:
+            return
+        self.finishing = True
+        self.phase = _Phase.LINGER
+        if self._unsent:
+            self.deadline = inf  # send_timeout holds until the queue is empty
+            self._wake()
+        else:
+            self._send_end()
+
+    def reset(self, why: str) -> None:
+        """End the connection at once with RST: nothing of it stays in the kernel."""
+        if self.gone:
+            return
+        LOGGER.debug("Connection reset: the peer %s", why)
+        self.server.reset += 1
+        with suppress(OSError):
+            self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close the socket and wake everybody who waits for it."""
+        if self.gone:
+            return
+        self.gone = True
+        self.deadline = inf
+        if self._unsent:
+            # The peer does not read: with FIN the kernel would keep what it holds for as long as the peer likes.
+            self._unsent.clear()
+            with suppress(OSError):
+                self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET)
+        self.socket.close()
+        self._reading.cancel()
+        self._sent.unpark_all()
+        self._work.unpark_all()
+
+    def _send_end(self) -> None:
+        try:
+            self.socket.shutdown(stdlib_socket.SHUT_WR)
+        except OSError:
+            self._leave()
+        else:
+            self.deadline = trio.current_time() + self.limits.linger_timeout
+
+    def _wake(self) -> None:
+        if self._flushing:
+            self._work.unpark_all()
+        else:
+            self._flushing = True
+            self.spawn(self._flush)
+
+    async def _flush(self) -> None:
+        """Empty the queue whenever it fills, for as long as the peer takes something every `send_timeout`."""
+        deadline = trio.current_time() + self.limits.send_timeout
+        while not self.gone:
+            if not self._unsent:
+                if self._pong is not None:
+                    payload, self._pong = self._pong, None
+                    self._unsent += frames.frame(frames.PONG, payload)
+                    continue
+                self._sent.unpark_all()
+                if self.finishing:
+                    self._send_end()
+                    return
+                await self._work.park()
+                deadline = trio.current_time() + self.limits.send_timeout
+                continue
+            with trio.CancelScope(deadline=deadline) as scope:
+                try:
+                    accepted = await self._send_some()
+                except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._leave()
+                    return
+            if scope.cancelled_caught:
+                self.reset("does not read")
+                return
+            if accepted:
+                del self._unsent[:accepted]
+                self.moved = True
+                deadline = trio.current_time() + self.limits.send_timeout
+
+    async def _send_some(self) -> int:
+        if self.tls:
+            record = bytes(self._unsent[:16384])
+            await self.stream.send_all(record)
+            return len(record)
+        await trio.lowlevel.wait_writable(self.socket.fileno())
+        try:
+            return os.write(self.socket.fileno(), self._unsent)
+        except BlockingIOError:
+            return 0
+
+
+class _Application:
+    """What both kinds of stream share: the application's task, its inbox, and its end.
+
+    A mixin for Hypercorn's streams, which call the methods here through what they take for their task group.
+    """
+
+    owner: Connection
+    inbox: Inbox[Any]
+    app: AppWrapper
+    scope: Any
+    closed: bool
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        """Called by the base class when the scope is complete: start the application."""
+        self.owner.spawn(self._run)
+        return self._put
+
+    def spawn(self, func: Callable[..., Any], *args: Any) -> None:
+        """Called by the base class for its pings, which are sent by the connection's deadline instead."""
+
+    async def _put(self, event: Mapping[str, Any]) -> None:
+        if event["type"] in ("http.disconnect", "websocket.disconnect"):
+            self.inbox.close(event)
+        else:
+            self.inbox.put(event, len(event.get("body") or b""))
+
+    async def _run(self) -> None:
+        """Run the application; whatever it raises ends this stream and no other."""
+        code = 1011
+        try:
+            await self.app(self.scope, self.inbox.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
+            code = 1000
+        except trio.Cancelled:
+            code = 1012
+            raise
+        except (Exception, BaseExceptionGroup) as error:
+            contain(error, f"The application failed on {self.scope['type']} {self.scope['path']}")
+        finally:
+            try:
+                await self.ended(code)
+            except (Exception, BaseExceptionGroup) as error:
+                self.owner.reset("cannot be answered")
+                contain(error, "The end of a response failed")
+
+    async def app_send(self, message: Any) -> None:
+        raise NotImplementedError
+
+    async def ended(self, code: int) -> None:
+        """The application has ended; *code* closes its WebSocket if it has not done so itself. Does not wait."""
+        raise NotImplementedError
+
+
+class _Request(_Application, HTTPStream):
+    """One HTTP request and its response."""
+
+    def __init__(self, owner: Connection, *args: Any) -> None:
+        super().__init__(*args)
+        self.owner = owner
+        self.inbox = Inbox(inf, inf)  # bounded by `_Http1.room`: the reader stops, TCP tells the client
+        self.task_group = cast(TaskGroup, self)
+
+    async def app_send(self, message: Any) -> None:
+        if not self.closed:
+            await HTTPStream.app_send(self, message)
+        await self.owner.pace()
+
+    async def ended(self, code: int) -> None:
+        await HTTPStream.app_send(self, None)
+
+
+class _WebSocket(_Application, WSStream):
+    """One WebSocket: wsproto reads, frames are written by hand."""
+
+    def __init__(self, owner: Connection, *args: Any) -> None:
+        super().__init__(*args)
+        self.owner = owner
+        self.inbox = Inbox(owner.limits.max_unread_messages, owner.limits.max_unread_bytes)
+        self.task_group = cast(TaskGroup, self)
+        self.open = False
+        """Accepted, and no Close frame has been sent."""
+        self._early = bytearray()
+        self._deflates = False
+        self._received = 0
+        self._quiet = 0
+        self._farewell = (1006, "")
+
+    # ---- from the client
+
+    async def handle(self, event: Event) -> None:
+        kind = type(event)
+        if kind is StreamClosed:
+            if not self.closed:
+                self.closed = True
+                self.open = False
+                code, reason = self._farewell
+                self.inbox.close({"type": "websocket.disconnect", "code": code, "reason": reason})
+        elif kind is not Data:
+            await super().handle(event)
+        elif self.closed:
+            pass
+        elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
+            self.connection.receive_data(cast(Data, event).data)
+            await self._parse()
+        elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
+            self._early += cast(Data, event).data
+        else:
+            self.state = ASGIWebsocketState.HTTPCLOSED
+            await self._send_error_response(400)
+            await self.send(StreamClosed(self.stream_id))
+
+    async def _parse(self) -> None:
+        """Handle every frame received; let others run now and then, for a packet may hold ten thousand."""
+        for number, event in enumerate(self.connection.events(), 1):
+            if isinstance(event, Message):
+                await self._take(event)
+            elif isinstance(event, Ping):
+                self.owner.pong(bytes(event.payload))
+            elif isinstance(event, CloseConnection):
+                await self._closing(event)
+            if self.closed:
+                return
+            if not number % EVENTS_PER_CHECKPOINT:
+                await trio.lowlevel.checkpoint()
+
+    async def _take(self, event: Message[Any]) -> None:
+        if not self.open:
+            return  # our Close frame is out: only the peer's still matters
+        data = event.data
+        self._received += len(data) if not isinstance(data, str) or data.isascii() else len(data.encode())
+        if self._received > self.owner.limits.max_message_bytes:
+            await self.fail(1009, "message too big")
+            return
+        self.buffer.extend(event)
+        if event.message_finished:
+            size, self._received = self._received, 0
+            message = self.buffer.to_message()
+            self.buffer.clear()
+            if not self.inbox.put(message, size):
+                await self.fail(1008, "too many unread messages")
+
+    async def _closing(self, event: CloseConnection) -> None:
+        if self.connection.state is not ParserState.REMOTE_CLOSING:
+            await self.fail(int(event.code), event.reason or "")
+            return
+        self._farewell = (int(event.code), event.reason or "")
+        self._send_close(*self._farewell)
+        await self.send(StreamClosed(self.stream_id))
+
+    async def fail(self, code: int, reason: str) -> None:
+        """End the WebSocket from our side at once: a Close frame, no more input, and the application is told."""
+        self._farewell = (code, reason)
+        self._send_close(code, reason)
+        await self.send(StreamClosed(self.stream_id))
+
+    async def beat(self) -> None:
+        """One ping interval has passed."""
+        moved, self.owner.moved = self.owner.moved, False
+        self._quiet = 0 if moved else self._quiet + 1
+        if self._quiet >= 2:
+            self.owner.server.reset += 1
+            await self.fail(4101, "silent")
+        else:
+            self.owner.ping()
+
+    # ---- from the application
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        scope["extensions"]["hector.send_many"] = self.send_many
+        return await super().spawn_app(app, config, scope, send)
+
+    async def send_many(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
+        """Send one message for each payload (text must be UTF-8), all in one write.
+
+        Waits only for what the socket did not take, at most `send_timeout` without progress. Once the socket is closing
+        or gone it sends nothing and returns after a checkpoint: the end of the connection is told elsewhere. A cancel
+        leaves all of it queued. RuntimeError before the WebSocket is accepted.
+        """
+        if self.open:
+            if self._deflates:
+                kind: Any = BytesMessage if binary else TextMessage
+                data = b"".join(self.connection.send(kind(p if binary else p.decode())) for p in payloads)
+            else:
+                data = frames.frames(frames.BINARY if binary else frames.TEXT, payloads)
+            self.owner.write(data)
+        elif self.state is ASGIWebsocketState.HANDSHAKE:
+            raise RuntimeError("The WebSocket has not been accepted")
+        await self.owner.pace(len(payloads))
+
+    async def app_send(self, message: Any) -> None:
+        kind = message["type"]
+        if self.open:
+            if kind == "websocket.send":
+                text = message.get("text")
+                if self._deflates:
+                    await self.send_many(
+                        (text.encode() if text is not None else message["bytes"],), binary=text is None
+                    )
+                    return
+                if text is not None:
+                    self.owner.write(frames.frame(frames.TEXT, text.encode()))
+                else:
+                    self.owner.write(frames.frame(frames.BINARY, message["bytes"]))
+            elif kind == "websocket.close":
+                self.state = ASGIWebsocketState.CLOSED
+                self._send_close(int(message.get("code") or 1000), message.get("reason") or "")
+                self.owner.wait_for(_Phase.CLOSING, self.owner.limits.linger_timeout)
+            else:
+                await WSStream.app_send(self, message)
+        elif not self.closed and self.state is not ASGIWebsocketState.CLOSED:
+            await WSStream.app_send(self, message)
+        await self.owner.pace()
+
+    async def ended(self, code: int) -> None:
+        if self.closed or self.state is ASGIWebsocketState.CLOSED:
+            return  # either side has closed, and the reader or the deadline does the rest
+        if self.open:
+            await self.fail(code, "")
+        else:
+            await WSStream.app_send(self, None)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        if self.open:
+            self.open = False
+            self.owner.write(frames.close(code, reason))
+
+    async def _accept(self, message: Any) -> None:
+        """Answer 101, then handle what an eager client has sent before it."""
+        subprotocol = message.get("subprotocol")
+        if subprotocol is not None and subprotocol not in (self.handshake.subprotocols or ()):
+            raise ValueError(f"The client did not offer the subprotocol {subprotocol!r}")
+        extensions: list[Extension] = []
+        headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
+        headers.append((b"sec-websocket-accept", generate_accept_token(cast(bytes, self.handshake.key))))
+        if subprotocol is not None:
+            headers.append((b"sec-websocket-protocol", subprotocol.encode()))
+        if self.owner.limits.compression and self.handshake.extensions:
+            extensions.append(frames.BoundedDeflate(self.owner.limits.max_message_bytes))
+            accepted = server_extensions_handshake(self.handshake.extensions, extensions)
+            if accepted:
+                self._deflates = True
+                headers.append((b"sec-websocket-extensions", accepted))
+        headers.extend(message.get("headers") or ())
+        await self.send(Response(stream_id=self.stream_id, status_code=101, headers=headers))
+        self.handshake.accepted = True
+        self.connection = WebSocketParser(ConnectionType.SERVER, extensions)
+        self.state = ASGIWebsocketState.CONNECTED
+        self.open = True
+        self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
+        await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
+        if self._early:
+            self.connection.receive_data(bytes(self._early))
+            self._early.clear()
+            await self._parse()
+
+
+class _Http1(H11Protocol):
+    """HTTP/1.1 on one connection, and its upgrade to a WebSocket. Its methods never wait, except `room` and `handle`
+    in the reader."""
+
+    def __init__(self, owner: Connection, client: tuple[str, int] | None, server: tuple[str, int] | None) -> None:
+        super().__init__(
+            owner.app,
+            owner.config,
+            owner.context,
+            TaskGroup(),
+            ConnectionState(owner.state),
+            owner.tls,
+            client,
+            server,
+            owner.protocol_send,
+        )
+        self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=owner.limits.max_header_bytes)
+        self.owner = owner
+        self._head = b""
+        """A response head that waits for its body, so that both leave in one write."""
+        self._paused = False
+        self._recycled = trio.lowlevel.ParkingLot()
+
+    async def handle(self, event: ConnectionEvent) -> None:
+        """Take bytes, or the end of the connection. Whatever fails ends this connection and no other."""
+        try:
+            await super().handle(event)
+        except (Exception, BaseExceptionGroup) as error:
+            self.owner.reset("sent what could not be handled")
+            contain(error, "A connection failed")
+
+    async def room(self) -> None:
+        """Wait, in the reader, while the client is too far ahead of the application."""
+        owner = self.owner
+        stream = self.stream
+        if isinstance(stream, _Request) and stream.inbox.bytes > BODY_AHEAD:
+            owner.deadline = inf
+            await stream.inbox.wait_below(BODY_AHEAD // 2)
+            if owner.phase is _Phase.BODY:
+                owner.wait_for(_Phase.BODY, owner.limits.body_timeout)
+        elif self._paused and len(self.connection.trailing_data[0]) > owner.limits.max_header_bytes:
+            # Not reading also means not noticing that the client has left: for a while only.
+            with trio.move_on_after(owner.limits.header_timeout) as scope:
+                await self._recycled.park()
+            if scope.cancelled_caught:
+                owner.reset("sent more than it waits for")
+
+    async def time_out(self) -> None:
+        """A head or a body was not completed in time."""
+        if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self._answer(408)
+        else:
+            self.owner.finish()
+        await self._close_stream()
+
+    async def _handle_events(self) -> None:
+        connection = self.connection
+        if isinstance(connection, H11WSConnection):
+            passed = connection.next_event()
+            if isinstance(passed, Data) and self.stream is not None:
+                await self.stream.handle(passed)
+            return
+        self._paused = False
+        while not self.owner.finishing and self.connection is connection:
+            if connection.they_are_waiting_for_100_continue:
+                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    await self._answer(error.error_status_hint)
+                self.owner.finish()
+                await self._close_stream()
+                return
+            if isinstance(event, h11.Request):
+                await self._start(event)
+            elif isinstance(event, h11.Data) and self.stream is not None:
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=event.data))
+            elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
+                self.owner.wait_for(_Phase.ANSWER, inf)
+                await self.stream.handle(EndBody(stream_id=STREAM_ID))
+            else:
+                self._paused = event is h11.PAUSED
+                return
+        if self.connection is not connection:
+            await self._handle_events()  # upgraded: what followed the request is early data
+
+    async def _start(self, request: h11.Request) -> None:
+        """A complete head: refuse it here, or give it to the application."""
+        upgrade = _wants_websocket(request)
+        fault = _fault(request) or (upgrade and _handshake_fault(request))
+        if fault:
+            await self._answer(fault)
+            self.owner.finish()
+            return
+        target = request.target
+        if not target.startswith((b"/", b"*")):
+            # The absolute form, which every server must accept (RFC 9112, 3.2.2)
+            target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+        connection = self.connection
+        if upgrade:
+            self.stream = _WebSocket(self.owner, *self._stream_arguments())
+            self.connection = H11WSConnection(cast(h11.Connection, connection))
+            self.owner.wait_for(_Phase.ANSWER, inf)
+        else:
+            self.stream = _Request(self.owner, *self._stream_arguments())
+            self.owner.wait_for(_Phase.BODY, self.owner.limits.body_timeout)
+        self.keep_alive_requests += 1
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode("ascii").upper(),
+                raw_path=target,
+                state=self.connection_state,
+            )
+        )
+        if self.stream.closed:
+            self.owner.finish()  # refused by Hypercorn, for its server name
+        await self.context.mark_request()
+
+    def _stream_arguments(self) -> tuple[Any, ...]:
+        return (
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+
+    async def _answer(self, status: int) -> None:
+        """A response without a body, after which the connection ends."""
+        headers = [(b"content-length", b"0"), (b"connection", b"close")]
+        if status == 426:
+            headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]
+        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
+        await self._send_h11_event(h11.EndOfMessage())
+
+    async def stream_send(self, event: Event) -> None:
+        kind = type(event)
+        if kind is Response and cast(Response, event).status_code >= 200:
+            self._respond(cast(Response, event))
+        elif kind is Body:
+            self._write(h11.Data(data=cast(Body, event).data))
+        elif kind is EndBody:
+            self._write(h11.EndOfMessage())
+        else:
+            await super().stream_send(event)
+
+    def _respond(self, event: Response) -> None:
+        headers = [*event.headers, *self.config.response_headers("h11")]
+        closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
+        if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
+            headers.append((b"connection", b"close"))
+        sized = any(name.lower() == b"content-length" for name, _ in headers)
+        self._head = self._encode(h11.Response(status_code=event.status_code, headers=headers))
+        if not sized:
+            self._write_head()  # a stream: its client wants to know now that it has begun
+
+    def _write(self, event: h11.Data | h11.EndOfMessage) -> None:
+        data = self._head + self._encode(event)
+        self._head = b""
+        if data:
+            self.owner.write(data)
+
+    def _write_head(self) -> None:
+        if self._head:
+            self.owner.write(self._head)
+            self._head = b""
+
+    def _encode(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
+        try:
+            return self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is h11.ERROR:
+                return b""  # the client broke the protocol and has been told so
+            raise
+
+    async def _maybe_recycle(self) -> None:
+        """The response is complete, or never will be: get ready for the next request, or end the connection."""
+        self._write_head()
+        await self._close_stream()
+        connection = self.connection
+        self._recycled.unpark_all()
+        if (
+            self.context.terminated.is_set()
+            or connection.our_state is not h11.DONE
+            or connection.their_state is not h11.DONE
+        ):
+            self.owner.finish()
+            return
+        connection.start_next_cycle()
+        self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
+        if connection.trailing_data[0]:
+            self.owner.wait_for(_Phase.HEAD, self.owner.limits.header_timeout)
+            await self.handle(RawData(b""))
+
+
+def _wants_websocket(request: h11.Request) -> bool:
+    upgrade = connection = b""
+    for name, value in request.headers:
+        if name == b"upgrade":
+            upgrade = value
+        elif name == b"connection":
+            connection += b"," + value
+    tokens = {token.strip() for token in connection.lower().split(b",")}
+    return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens and request.method == b"GET"
+
+
+def _fault(request: h11.Request) -> int | None:
+    """The status with which a request is refused before an application sees it."""
+    if request.http_version not in (b"1.1", b"1.0"):
+        return 505  # among them the preface of HTTP/2
+    if request.method == b"CONNECT":
+        return 501
+    if not request.target.startswith((b"/", b"http://", b"https://")) and (request.method, request.target) != (
+        b"OPTIONS",
+        b"*",
+    ):
+        return 400
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        return 400  # two lengths, or one that the version does not know: what smuggling is made of (RFC 9112, 6.1)
+    return None
+
+
+_HANDSHAKE = (b"upgrade", b"connection", b"origin", b"host")
+
+
+def _handshake_fault(request: h11.Request) -> int | None:
+    """The status with which the upgrade to a WebSocket is refused (RFC 6455, 4.2.1)."""
+    key = version = None
+    for name, value in request.headers:
+        if name.startswith(b"sec-websocket-") or name in _HANDSHAKE:
+            if not value.isascii():
+                return 400
+            if name == b"sec-websocket-key":
+                key = value
+            elif name == b"sec-websocket-version":
+                version = value
+        elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return 400
+    if request.http_version != b"1.1" or key is None:
+        return 400
+    if version != b"13":
+        return 426
+    try:
+        return None if len(base64.b64decode(key, validate=True)) == 16 else 400
+    except binascii.Error:
+        return 400
+
+
+def tune_listener(sock: stdlib_socket.socket | trio.socket.SocketType) -> None:
+    """Let the kernel find peers that vanished: 20 s for unacknowledged bytes, 30 s of silence on an idle connection.
+
+    Set on a listening socket, accepted ones inherit it. Options that the platform or the family lacks are left out.
+    """
+    with suppress(OSError):
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_USER_TIMEOUT", 20_000), ("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        option = getattr(stdlib_socket, name, None)
+        if option is not None:
+            with suppress(OSError):
+                sock.setsockopt(stdlib_socket.IPPROTO_TCP, option, value)
+
+
+AccessLog = Callable[[Mapping[str, Any], int | None, float], None]
+"""Called with the scope, the status (None: the client left first) and the seconds, for each response."""
+
+
+class _ServeConfig(Config):
+    """Hypercorn's settings, as `serve` wants them."""
+
+    def __init__(
+        self, limits: ConnectionLimits, ssl_context: ssl.SSLContext | None, access_log: AccessLog | None
+    ) -> None:
+        self.limits = limits
+        self.access = access_log
+        self._ssl_context = ssl_context
+        self.logger_class = _Log
+        self.errorlog = LOGGER
+        self.accesslog = None
+        self.include_server_header = False
+        self.keep_alive_max_requests = 1 << 62
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        return self._ssl_context
+
+
+class _Log(Logger):
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._access = cast(_ServeConfig, config).access
+
+    async def access(self, request: Any, response: Any, request_time: float) -> None:
+        if self._access is not None:
+            self._access(request, None if response is None else response["status"], request_time)
+
+
+def install(limits: ConnectionLimits | None = None) -> None:
+    """Put these classes where Hypercorn's trio worker looks them up, and switch HTTP/2 off. Idempotent.
+
+    *limits* hold for servers started by Hypercorn itself from now on; without them the last ones, or the defaults.
+    """
+    global _installed
+    if limits is not None:
+        _installed = limits
+    vars(hypercorn.trio.run)["TCPServer"] = Connection
+    Config.alpn_protocols = ["http/1.1"]
+
+
+async def serve(
+    app: ASGIFramework,
+    sockets: Iterable[stdlib_socket.socket],
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    limits: ConnectionLimits | None = None,
+    shutdown: Callable[[], Awaitable[None]],
+    graceful_timeout: float = 10.0,
+    root_path: str = "",
+    access_log: AccessLog | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve *app* on bound and listening *sockets* until `shutdown()` returns and its connections have ended.
+
+    Lifespan startup comes first (its failure is raised), then `task_status.started` with the URLs; lifespan shutdown
+    comes last. From the return of `shutdown()` no connection is accepted and idle ones are closed; the others have
+    *graceful_timeout* seconds to end, then their tasks are cancelled, WebSockets closed with 1012, and what has stopped
+    reading is reset. The sockets are closed in the end. A cancel ends everything at once, without lifespan shutdown.
+    With *ssl_context* all sockets speak TLS.
+    """
+    install()
+    config = _ServeConfig(limits or ConnectionLimits(), ssl_context, access_log)
+    config.graceful_timeout = graceful_timeout
+    config.root_path = root_path
+    bound = list(sockets)
+    if ssl_context is not None:
+        ssl_context.set_alpn_protocols(["http/1.1"])
+    await hypercorn.trio.run.worker_serve(
+        cast(AppWrapper, ASGIWrapper(app)),
+        config,
+        sockets=Sockets(bound if ssl_context else [], [] if ssl_context else bound, []),
+        shutdown_trigger=shutdown,
+        task_status=task_status,
+    )
+
+
+def _check_hypercorn() -> None:
+    """Fail at import, not in the first request, if Hypercorn is no longer what is subclassed here."""
+    stream = "self app config context task_group ssl client server send stream_id"
+    signatures: dict[Callable[..., Any], str] = {
+        TCPServer.__init__: "self app config context state stream",
+        H11Protocol.__init__: "self app config context task_group connection_state ssl client server send",
+        HTTPStream.__init__: stream,
+        WSStream.__init__: stream,
+        HTTPStream.app_send: "self message",
+        WSStream.app_send: "self message",
+        WSStream._accept: "self message",
+        WSStream._send_error_response: "self status_code",
+        H11Protocol.stream_send: "self event",
+        H11Protocol._send_h11_event: "self event",
+        H11Protocol._handle_events: "self",
+        H11Protocol._maybe_recycle: "self",
+        H11Protocol._close_stream: "self",
+        H11WSConnection.__init__: "self h11_connection",
+        hypercorn.trio.run.worker_serve: "app config sockets shutdown_trigger task_status",
+    }
+    changed = [
+        function.__qualname__
+        for function, names in signatures.items()
+        if " ".join(inspect.signature(function).parameters) != names
+    ]
+    if getattr(hypercorn.trio.run, "TCPServer", None) not in (TCPServer, Connection):
+        changed.append("hypercorn.trio.run.TCPServer")
+    if changed:
+        raise ImportError(
+            f"hector_trio.connection was written for Hypercorn 0.18; version {version('hypercorn')} changed: "
+            + ", ".join(changed)
+        )
+
+
+_check_hypercorn()

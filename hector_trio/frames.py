@@ -1,0 +1,103 @@
+"""Bytes of a WebSocket as RFC 6455 writes them: what a server sends, and the bounded form of permessage-deflate."""
+
+import struct
+import zlib
+from collections.abc import Sequence
+
+from wsproto.extensions import PerMessageDeflate
+from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
+"""First bytes of an unfragmented frame: FIN and the opcode (5.2)."""
+
+NO_STATUS = 1005
+"""What a Close frame without a code means; it never stands on the wire (7.4.1)."""
+
+_SHORT, _MIDDLE, _LONG = struct.Struct("!BB").pack, struct.Struct("!BBH").pack, struct.Struct("!BBQ").pack
+
+
+def frame(first: int, payload: bytes) -> bytes:
+    """One server frame (never masked, 5.1) around *payload*."""
+    size = len(payload)
+    if size < 126:
+        return _SHORT(first, size) + payload
+    if size < 65536:
+        return _MIDDLE(first, 126, size) + payload
+    return _LONG(first, 127, size) + payload
+
+
+def frames(first: int, payloads: Sequence[bytes]) -> bytes:
+    """One frame for each payload, in order, as one piece of bytes."""
+    parts: list[bytes] = []
+    for payload in payloads:
+        size = len(payload)
+        if size < 126:
+            parts.append(_SHORT(first, size))
+        elif size < 65536:
+            parts.append(_MIDDLE(first, 126, size))
+        else:
+            parts.append(_LONG(first, 127, size))
+        parts.append(payload)
+    return b"".join(parts)
+
+
+def close(code: int, reason: str = "") -> bytes:
+    """A Close frame, for 1005 one without a code. A reason beyond 123 bytes is cut between characters (5.5.1)."""
+    if code == NO_STATUS:
+        return frame(CLOSE, b"")
+    text = reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
+    return frame(CLOSE, struct.pack("!H", code) + text.encode())
+
+
+class BoundedDeflate(PerMessageDeflate):
+    """permessage-deflate whose inflated messages end at *limit* bytes with 1009, checked before more is inflated."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._left = limit
+
+    def accept(self, offer: str) -> bool | str | None:
+        """As the base class; an offer whose parameters are no numbers is declined instead of raising ValueError."""
+        try:
+            return super().accept(offer)
+        except ValueError:
+            return None
+
+    def frame_inbound_header(
+        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
+    ) -> CloseReason | RsvBits:
+        if opcode.iscontrol():
+            # A control frame may stand inside a fragmented message, whose state it must leave alone.
+            self._inbound_is_compressible = False
+            return RsvBits(False, False, False)
+        if opcode is not Opcode.CONTINUATION:
+            self._left = self._limit
+        return super().frame_inbound_header(proto, opcode, rsv, payload_length)
+
+    def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
+        if not self._inbound_compressed or not self._inbound_is_compressible:
+            return data
+        return self._inflate(data)
+
+    def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> bytes | CloseReason | None:
+        if not fin or not self._inbound_is_compressible:
+            return None
+        if not self._inbound_compressed:
+            self._inbound_compressed = None
+            return None
+        rest = self._inflate(b"\x00\x00\xff\xff")
+        if self.client_no_context_takeover:
+            self._decompressor = None
+        self._inbound_compressed = None
+        return rest
+
+    def _inflate(self, data: bytes) -> bytes | CloseReason:
+        assert self._decompressor is not None
+        try:
+            # One byte more than allowed: to be allowed to end exactly at the limit, and never to inflate further.
+            inflated = self._decompressor.decompress(data, self._left + 1)
+        except zlib.error:
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._left -= len(inflated)
+        return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated

@@ -1,0 +1,186 @@
+"""Quart-Trio, subclassed: one nursery per connection, errors that are told, and a reader that never waits."""
+
+from collections.abc import AsyncIterable, Awaitable, Callable
+from typing import Any, cast
+
+import trio
+from quart import ResponseReturnValue, has_request_context, has_websocket_context, request, websocket
+from quart.signals import websocket_received
+from quart.wrappers import Response, Websocket
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
+from quart_trio.wrappers import TrioResponse, TrioWebsocket
+from quart_trio.wrappers.response import TrioIterableBody
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from hector_trio.connection import LOGGER, ConnectionLimits, Inbox, contain
+
+NURSERY = "hector.nursery"
+"""Key of the scope under which the nursery of the request or of the WebSocket stands."""
+CLOSE_CODE = "hector.close_code"
+"""Key of the WebSocket scope under which the code stands with which the connection ended, once it has."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that our own Close frame may take to leave when a client is being refused."""
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+class HectorBody(TrioIterableBody):
+    """A body from a generator, an iterable, or (what the base class takes for an iterable) any asynchronous iterator.
+
+    An iterator with `aclose` is closed at the end, also when the client leaves.
+    """
+
+    def __init__(self, iterable: Any) -> None:
+        if isinstance(iterable, AsyncIterable):
+            self.iter = cast(Any, aiter(iterable))
+        else:
+            super().__init__(iterable)
+
+
+class HectorResponse(TrioResponse):
+    """A response whose body may be any asynchronous iterator object."""
+
+    iterable_body_class = HectorBody
+
+
+class EventStreamResponse(HectorResponse):
+    """Server-sent events, *body* giving one or more complete events each time, for as long as it likes.
+
+    The head leaves at once. No cache or proxy may hold events back. When the client leaves, *body* is cancelled and, if
+    it has `aclose`, closed.
+    """
+
+    default_mimetype = "text/event-stream"
+
+    def __init__(self, body: AsyncIterable[bytes | str], headers: dict[str, str] | None = None) -> None:
+        super().__init__(
+            cast(Any, body),
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})},
+        )
+        self.timeout = None
+
+
+class HectorWebsocket(TrioWebsocket):
+    """A WebSocket that knows whether it has been accepted and closed."""
+
+    accepted = False
+    closed = False
+
+    async def accept(self, headers: Any = None, subprotocol: str | None = None) -> None:
+        """Answer the upgrade, once; later calls do nothing."""
+        if not self.accepted:
+            self.accepted = True
+            await super().accept(headers, subprotocol)
+
+    async def send(self, data: Any) -> None:
+        """Send one message, text or bytes. A cancel leaves it queued, complete and in order."""
+        if not self.accepted:
+            await self.accept()
+        await self._send(data)
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Send our Close frame, or 403 before `accept`; later calls do nothing."""
+        if not self.closed:
+            self.closed = True
+            await super().close(code, reason)
+
+
+class HectorHTTPConnection(TrioASGIHTTPConnection):
+    """One request, in one nursery that ends with its response or when its client leaves."""
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        request = self._create_request_from_scope(send)
+        async with trio.open_nursery() as nursery:
+            cast(dict[str, Any], self.scope)[NURSERY] = nursery
+            nursery.start_soon(self.handle_messages, nursery, request, receive)
+            nursery.start_soon(self.handle_request, nursery, request, send)
+
+
+class HectorWebsocketConnection(TrioASGIWebsocketConnection):
+    """One WebSocket, in one nursery that ends with its handler or when its client leaves."""
+
+    app: "HectorQuart"
+
+    def __init__(self, app: "HectorQuart", scope: Any) -> None:
+        super().__init__(app, scope)
+        self._inbox: Inbox[str | bytes] = Inbox(app.limits.max_unread_messages, app.limits.max_unread_bytes)
+        self.receive_channel = cast(Any, self._inbox)
+
+    async def __call__(self, receive: Receive, send: Send) -> None:
+        websocket = cast(HectorWebsocket, self._create_websocket_from_scope(send))
+        async with trio.open_nursery() as nursery:
+            cast(dict[str, Any], self.scope)[NURSERY] = nursery
+            nursery.start_soon(self._take_messages, nursery, websocket, receive)
+            nursery.start_soon(self.handle_websocket, nursery, websocket, send)
+
+    async def _take_messages(self, nursery: trio.Nursery, websocket: HectorWebsocket, receive: Receive) -> None:
+        """Take every message at once, so that the end of the connection never waits behind unread ones."""
+        while True:
+            event = await receive()
+            if event["type"] == "websocket.receive":
+                data = event.get("bytes")
+                message: str | bytes = event["text"] if data is None else data
+                await websocket_received.send_async(message, _sync_wrapper=self.app.ensure_async)  # type: ignore[arg-type]
+                if not self._inbox.put(message, len(message)):
+                    with trio.move_on_after(CLOSE_TIMEOUT):
+                        await websocket.close(1008, "too many unread messages")
+                    break
+            elif event["type"] == "websocket.disconnect":
+                cast(dict[str, Any], self.scope)[CLOSE_CODE] = event.get("code", 1005)
+                break
+        nursery.cancel_scope.cancel()
+
+
+class HectorQuart(QuartTrio):
+    """A Quart-Trio application that logs every error whole, and answers it where it can.
+
+    *limits* give the bounds for messages a WebSocket handler has not read.
+    """
+
+    asgi_http_class = HectorHTTPConnection
+    asgi_websocket_class = HectorWebsocketConnection  # type: ignore[assignment]
+    response_class = HectorResponse
+    websocket_class = HectorWebsocket
+
+    def __init__(self, import_name: str, *, limits: ConnectionLimits | None = None, **options: Any) -> None:
+        super().__init__(import_name, **options)
+        self.limits = limits or ConnectionLimits()
+        # Sixty seconds would cut a stream in the middle, and look like its end.
+        self.config["RESPONSE_TIMEOUT"] = None
+
+    def log_exception(self, exception_info: Any) -> None:
+        """Log an error that no handler took, with everything an exception group holds."""
+        what = "start or stop of the application"
+        if has_request_context():
+            what = f"{request.method} {request.path}"
+        elif has_websocket_context():
+            what = f"WebSocket {websocket.path}"
+        LOGGER.error("Exception in %s", what, exc_info=exception_info)
+
+    async def handle_user_exception(self, error: Any) -> HTTPException | ResponseReturnValue:
+        """Find the error handler. Errors raised beside a cancel have nobody to be told to: they are logged."""
+        if isinstance(error, BaseExceptionGroup) and not isinstance(error, ExceptionGroup):
+            contain(error, "Exception while a handler was being cancelled")
+        return await super().handle_user_exception(error)
+
+    async def handle_websocket(self, websocket: Websocket) -> Response | WerkzeugResponse | None:
+        """As the base class; once accepted, a failure can only be told by its code: 1011 ours, 1008 the client's."""
+        response = await super().handle_websocket(websocket)
+        if response is not None and cast(HectorWebsocket, websocket).accepted:
+            await websocket.close(1011 if response.status_code >= 500 else 1008)
+        return response
+
+    def add_background_task(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run *func* until the application stops. An error is logged; it ends neither this nor other tasks to come."""
+
+        async def guarded() -> None:
+            try:
+                async with self.app_context():
+                    await self.ensure_async(func)(*args, **kwargs)
+            except (Exception, BaseExceptionGroup) as error:
+                contain(error, "A background task failed")
+
+        self.nursery.start_soon(guarded)
