@@ -1,0 +1,119 @@
+"""What every store decides in the same way: page tokens, names of replaced tasks, patches, what may be appended."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from hector_trio.errors import FieldError, InvalidRequest, PreconditionFailed, TaskExists
+from hector_trio.session import SessionRow, etag, merge_patch
+from hector_trio.stores import Append
+from hector_trio.task import ENDED
+
+# --- page tokens ------------------------------------------------------------------------------------------------------
+# A token is the position after which a list goes on, and a checksum over it and the question that was asked. The
+# checksum catches tokens of other lists and accidents, not attackers: the question is asked again with every page, so
+# a forged position shows nothing that its caller may not see anyway.
+
+
+def page_token(position: int, question: tuple[Any, ...]) -> str:
+    """The token with which ``question`` goes on after ``position`` (0 or more, below 2**63)."""
+    place = position.to_bytes(8, "big")
+    seal = blake2b(place + msgspec.json.encode(question, order="deterministic"), digest_size=10).digest()
+    return base64.urlsafe_b64encode(place + seal).decode()
+
+
+def page_position(token: str, question: tuple[Any, ...]) -> int | None:
+    """Where a page begins; ``None`` for the first (``token`` is empty).
+
+    Raises: InvalidRequest for a token that was not made for this question.
+    """
+    if not token:
+        return None
+    try:
+        position = int.from_bytes(base64.b64decode(token.encode("ascii"), b"-_")[:8], "big")
+    except (binascii.Error, UnicodeEncodeError):
+        position = -1
+    if not 0 <= position < 2**63 or page_token(position, question) != token:
+        wrong = "not a token of this list"
+        raise InvalidRequest(f"pageToken: {wrong}", errors=(FieldError("/pageToken", wrong),))
+    return position
+
+
+# --- names of replaced tasks ------------------------------------------------------------------------------------------
+# An ended task whose id is used again goes on as "{id}~1", "{id}~2" … Every id is seen as a stem and a number ("a~2" is
+# ("a", 2), "a" is ("a", 0)), whoever made it. So the highest number of a stem, which an index answers at once, is
+# enough to know a free name, also where a client chose an id that looks like ours.
+
+_NUMBERED = re.compile(r"(.+)~([1-9][0-9]{0,8})", re.DOTALL)
+_LONGEST = 128
+
+
+def split_name(task_id: str) -> tuple[str, int]:
+    """A task id as its stem and number; different ids never give the same pair."""
+    match = _NUMBERED.fullmatch(task_id)
+    return (task_id, 0) if match is None else (match[1], int(match[2]))
+
+
+def next_name(task_id: str, highest: Callable[[str], int]) -> str:
+    """The free name under which the ended task ``task_id`` goes on; ``highest`` tells a stem's highest number or 0.
+
+    An id too long for the suffix within 128 characters loses as many of its last characters as the suffix needs.
+
+    Raises: TaskExists when a client has used up the numbers (beyond 999,999,999) itself.
+    """
+    for digits in range(1, 10):
+        stem = task_id[: _LONGEST - 1 - digits]
+        number = highest(stem) + 1
+        if number >= 10**9:
+            break
+        name = f"{stem}~{number}"
+        if len(name) <= _LONGEST:
+            return name
+    raise TaskExists(f"No name is left for the ended task {task_id}", task_id=task_id)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def patched(row: SessionRow, *, now: int, state: Any, metadata: Any, if_match: str | None) -> SessionRow:
+    """The session after the merge patches (``None``: none); ``row`` stays as it is.
+
+    Raises: PreconditionFailed when ``if_match`` is not the ETag of ``row``; InvalidRequest when a patch would leave
+    anything but an object.
+    """
+    if if_match is not None and if_match != etag(row):
+        raise PreconditionFailed(f"Session {row.session_id} has changed")
+    members = {"state": merge_patch(row.state, {} if state is None else state)}
+    members["metadata"] = merge_patch(row.metadata, {} if metadata is None else metadata)
+    for name, value in members.items():
+        if not isinstance(value, dict):
+            wrong = "must be an object"
+            raise InvalidRequest(f"{name}: {wrong}", errors=(FieldError(f"/{name}", wrong),))
+    return msgspec.structs.replace(row, last_activity_at=max(row.last_activity_at, now), **members)
+
+
+def text_of(value: Any) -> str:
+    """A metadata value as filters compare it: strings as they are, everything else as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+# --- appends ----------------------------------------------------------------------------------------------------------
+
+
+def check_appends(appends: Sequence[Append]) -> None:
+    """Raises ValueError for appends that contradict themselves (a bug of the caller, never a race)."""
+    if len({append.key for append in appends}) != len(appends):
+        raise ValueError("at most one append per task in a call")
+    for append in appends:
+        if append.last_seq < append.first_seq - 1 or (append.last_seq >= append.first_seq) != bool(append.data):
+            raise ValueError(f"append to task {append.key}: the data does not fit its numbers")
+        change = append.change
+        if change is not None and (change.status in ENDED) != (change.ended_at is not None):
+            raise ValueError(f"append to task {append.key}: {change.status!r} with ended_at={change.ended_at}")
