@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Literal, Protocol
 
@@ -60,6 +60,9 @@ SWEEP_BATCH: Final = 500
 CLIENT_LEFT: Final = Outcome("cancelled", reason="client_left")
 INTERRUPTED: Final = Outcome(
     "failed", code="interrupted", message="The server stopped before the task ended", retryable=True
+)
+STORE_REFUSED: Final = Outcome(
+    "failed", code="store_unavailable", message="The store refused a part of the task's log", retryable=True
 )
 SESSION_DELETED: Final = Outcome("cancelled", reason="session_deleted")
 SUPERSEDED: Final = Outcome("cancelled", reason="interrupted_by_newer_task")
@@ -136,6 +139,8 @@ class Engine:
         self.agents = agents
         self.instance = instance
         self.drain_started = trio.Event()
+        self.drain_wakeups: set[Wakeup] = set()
+        """Woken when a drain starts: connections that have nothing more to do then close."""
         self._settings = settings
         self._nursery = nursery
         self._writer = writer
@@ -340,7 +345,7 @@ class Engine:
     def _cut(self, run: Run) -> Outcome:
         """The run's own scope was cancelled and nobody decided how it ends: its store refused, or its time is over."""
         if run.log.failure is not None:
-            return Outcome("failed", code="store_unavailable", message=run.log.failure.detail, retryable=True)
+            return STORE_REFUSED
         return Outcome("failed", code="timeout", message="The task did not end within its time", retryable=True)
 
     async def _end(self, run: Run, outcome: Outcome, seconds: float) -> None:
@@ -356,8 +361,8 @@ class Engine:
             self._observer.run_ended(run.row.agent_id, outcome.status, outcome.code, seconds)
         if stored:
             self._close(run)
-        else:
-            self._unfinished[run] = outcome
+        else:  # chunks that viewers never saw are lost, so the task is not complete
+            self._unfinished[run] = STORE_REFUSED if outcome.status == "completed" else outcome
 
     def _close(self, run: Run) -> None:
         row = run.row
@@ -420,6 +425,12 @@ class Engine:
             run.stop(Outcome("cancelled", reason=reason))
             return await self._ended(run)
         return await self.store.get_task_by_key(row.key) or row
+
+    def stop(self, rows: Iterable[TaskRow], reason: str) -> None:
+        """Begins to cancel those that have not ended; ``wait`` tells when they have."""
+        for row in rows:
+            if (run := self._runs.get(row.key)) is not None:
+                run.stop(Outcome("cancelled", reason=reason))
 
     async def wait(self, row: TaskRow) -> TaskRow:
         """Returns the row once the task has ended."""
@@ -533,6 +544,8 @@ class Engine:
         Returns within ``grace`` plus a few seconds, whatever the agents do.
         """
         self.drain_started.set()
+        for wakeup in self.drain_wakeups:
+            wakeup.wake()
         with trio.move_on_after(grace):
             await self._quiet()
         for run in list(self._runs.values()):

@@ -82,7 +82,7 @@ class MemoryStore:
         self._operations = 0
 
     async def _begin(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._operations += 1
 
     # --- tasks and logs -----------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class MemoryStore:
         return Accepted("created", _task_out(row))
 
     async def find_idempotent(self, owner: str, idempotency: Idempotency, *, now: int) -> Accepted | None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         used = self._used(owner, idempotency, now)
         return None if used is None else Accepted("replayed", _task_out(used.row))
 
@@ -168,7 +168,7 @@ class MemoryStore:
         return frozenset(refused)
 
     async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         task = self._tasks.get(key)
         if task is None:
             return []
@@ -182,12 +182,12 @@ class MemoryStore:
         return found
 
     async def get_task(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         task = self._named(owner, agent_id, task_id)
         return None if task is None else _task_out(task.row)
 
     async def get_task_by_key(self, key: int) -> TaskRow | None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         task = self._tasks.get(key)
         return None if task is None else _task_out(task.row)
 
@@ -203,7 +203,7 @@ class MemoryStore:
     ) -> Page[TaskRow]:
         question = ("tasks", owner, agent_id, session_id, status)
         position = page_position(token, question)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         among: Iterable[int] = self._tasks
         if session_id is not None:
             session = self._sessions.get((owner, session_id))
@@ -251,7 +251,7 @@ class MemoryStore:
         self._next_session += 1
 
     async def get_session(self, owner: str, session_id: str, *, now: int) -> SessionRow | None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         session = self._session(owner, session_id, now)
         return None if session is None else _session_copy(session.row)
 
@@ -267,7 +267,7 @@ class MemoryStore:
     ) -> Page[SessionRow]:
         question = ("sessions", owner, agent_id, metadata or None)
         position = page_position(token, question)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         found = [
             session
             for (of, _), session in self._sessions.items()
@@ -310,7 +310,7 @@ class MemoryStore:
     ) -> Page[MessageRow]:
         question = ("messages", owner, session_id)
         position = page_position(token, question)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         session = self._session(owner, session_id, now)
         if session is None:
             raise SessionNotFound(f"No session {session_id}")
@@ -320,7 +320,7 @@ class MemoryStore:
         return Page(items, total, page_token(start + limit, question) if start + limit < total else "")
 
     async def history(self, owner: str, session_id: str, *, limit: int) -> list[MessageRow]:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         session = self._sessions.get((owner, session_id))
         if session is None:
             return []

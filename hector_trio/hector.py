@@ -1,0 +1,117 @@
+"""``Hector``: agents in a few lines of Python, served."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hector_trio.agents import Agent, AgentInfo
+from hector_trio.agents.function import FunctionAgent
+from hector_trio.config import Settings, layered
+from hector_trio.errors import ConfigError
+from hector_trio.models import is_id
+
+if TYPE_CHECKING:
+    import trio
+
+    from hector_trio.server import SelfOpeningApp, Serving
+
+F = TypeVar("F", bound=Callable[[Any], Awaitable[None] | None])
+
+
+class Hector:
+    """A server of agents written in Python, and of those of a configuration file if one is given.
+
+    ::
+
+        app = Hector()
+
+        @app.agent("echo", description="Says it again")
+        async def echo(ctx: Context) -> None:
+            await ctx.emit_text(ctx.text)
+
+        app.run()
+
+    ``HECTOR_*`` variables and ``config`` (a path) set everything else, as for ``hector serve``.
+    """
+
+    def __init__(self, config: str | Path | None = None) -> None:
+        self._config = config
+        self._agents: dict[str, Agent] = {}
+
+    def agent(
+        self,
+        agent_id: str,
+        *,
+        name: str | None = None,
+        description: str = "",
+        version: str = "1.0.0",
+        metadata: dict[str, Any] | None = None,
+    ) -> Callable[[F], F]:
+        """Makes the function below an agent: an ``async def`` runs on Trio, a plain ``def`` in a worker thread.
+
+        Raises: ConfigError for an id that is taken or not one.
+        """
+        if not is_id(agent_id):
+            raise ConfigError(f"agent id {agent_id!r}: use 1 to 128 characters of A-Z a-z 0-9 . _ ~ -")
+        if agent_id in self._agents:
+            raise ConfigError(f"agent id {agent_id!r} is taken")
+
+        def register(function: F) -> F:
+            info = AgentInfo(
+                agent_id, name or agent_id, description or (function.__doc__ or "").strip(), version, metadata=metadata or {}
+            )
+            self._agents[agent_id] = FunctionAgent(info, function)
+            return function
+
+        return register
+
+    def settings(self, **server: Any) -> Settings:
+        """What would be served: defaults, ``HECTOR_*``, the configuration file, and ``server`` keys over all."""
+        return layered(
+            self._config, os.environ, {"server": server} if server else {}, own_agents=bool(self._agents)
+        )
+
+    def run(self, **server: Any) -> None:
+        """Serves until SIGINT or SIGTERM, and drains. ``server``: keys of the section ``server`` (``port=0``).
+
+        Raises: ConfigError, StartError.
+        """
+        from hector_trio.observability import configure
+        from hector_trio.server import announcement, run
+
+        settings = self.settings(**server)
+        configure(settings.log)
+        run(settings, self._agents, started=lambda serving: print(announcement(settings, serving), flush=True))
+
+    async def serve(
+        self,
+        *,
+        stop: trio.Event | None = None,
+        task_status: trio.TaskStatus[Serving] | None = None,
+        **server: Any,
+    ) -> None:
+        """The same inside a running Trio loop: ``serving = await nursery.start(app.serve)``. Set ``stop`` to drain."""
+        import trio
+
+        from hector_trio.server import serve
+
+        await serve(
+            self.settings(**server), self._agents, stop=stop, task_status=task_status or trio.TASK_STATUS_IGNORED
+        )
+
+    @cached_property
+    def asgi(self) -> SelfOpeningApp:
+        """The ASGI application, for Hypercorn's trio worker: ``hypercorn -k trio module:app.asgi``.
+
+        Installs the connection class, as ``hector_trio.asgi`` does.
+        """
+        from hector_trio import connection
+        from hector_trio.server import SelfOpeningApp, limits_of
+
+        settings = self.settings()
+        connection.install(limits_of(settings))
+        return SelfOpeningApp(lambda: settings, lambda: self._agents)

@@ -1,0 +1,499 @@
+"""The composition root: chooses the implementations, opens them in order (store, models, engine, serving), and serves."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import signal
+import socket
+import ssl
+import stat
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Generic, TypeVar
+
+import structlog
+import trio
+
+from hector_trio import __version__, connection
+from hector_trio.agents import Agent, AgentInfo
+from hector_trio.agents.function import FunctionAgent
+from hector_trio.agents.llm import LlmAgent
+from hector_trio.auth import Authenticator
+from hector_trio.config import DemoLlm, Llm, PythonAgent, Server, Settings, check_exposure
+from hector_trio.engine import open_engine
+from hector_trio.errors import ConfigError, StartError
+from hector_trio.observability import Metrics, watch_loop
+from hector_trio.providers import Provider
+from hector_trio.providers.demo import DemoProvider
+from hector_trio.stores import Store
+from hector_trio.transports import Services
+from hector_trio.transports.guard import Guard
+from hector_trio.transports.quart_app import HectorQuart
+from hector_trio.transports.rest import add_routes
+from hector_trio.transports.websocket import add_websocket
+
+CLOSING_LIMIT: Final = 3.0
+"""Seconds that connections are given to finish after the drain."""
+
+log = structlog.stdlib.get_logger("hector_trio.server")
+
+T = TypeVar("T")
+
+
+# --- opening, in order ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None) -> AsyncIterator[App]:
+    """Everything behind the listeners, open and recovered. ``agents`` come in addition to the configured ones.
+
+    Leaving closes in the opposite order; runs are ended first, with their final chunks.
+    Raises: ConfigError, StartError.
+    """
+    instance = str(uuid.uuid4())
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(_open_store(settings, instance, metrics))
+        models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
+        limiter = trio.CapacityLimiter(settings.limits.sync_agents)
+        served = {**_configured(settings, models, limiter), **(agents or {})}
+        engine = await stack.enter_async_context(
+            open_engine(store, served, settings, instance=instance, observer=metrics)
+        )
+        metrics.watch(engine, store, connection.statistics)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        await nursery.start(watch_loop, metrics)
+        services = Services(engine, settings, Authenticator(settings.auth), metrics, is_loopback(settings.server))
+        try:
+            yield App(services)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class App:
+    """The ASGI application of an opened server, without a lifespan of its own."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        quart = HectorQuart("hector_trio")
+        add_routes(quart, services)
+        add_websocket(quart, services)
+        self._asgi = Guard(quart, services)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await self._asgi(scope, receive, send)
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+class SelfOpeningApp:
+    """The ASGI application for servers that are not ours (``hypercorn -k trio``): the lifespan opens everything.
+
+    The whole server lives in the lifespan's task: started before the first connection, closed after the last.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], agents: Callable[[], Mapping[str, Agent]]) -> None:
+        self._settings = settings
+        self._agents = agents
+        self._app: App | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            if self._app is None:
+                raise RuntimeError("The server has no lifespan: run it under Hypercorn with its trio worker")
+            await self._app(scope, receive, send)
+            return
+        await receive()
+        try:
+            async with open_app(self._settings(), self._agents()) as self._app:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                engine = self._app.services.engine
+                await engine.drain(self._app.services.settings.server.shutdown_grace)
+        except StartError as error:
+            if self._app is not None:
+                raise
+            await send({"type": "lifespan.startup.failed", "message": error.detail})
+            return
+        finally:
+            self._app = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _open_store(settings: Settings, instance: str, metrics: Metrics) -> AbstractAsyncContextManager[Store]:
+    if settings.store.url == "memory":
+        from hector_trio.stores.memory import open_memory
+
+        return open_memory(instance)
+    from hector_trio.stores.sql import open_sql
+
+    return open_sql(
+        settings.store.url, durability=settings.store.durability, instance=instance, on_commit=metrics.committed
+    )
+
+
+def _used_llms(settings: Settings) -> dict[str, Llm]:
+    """The declared models; ``demo`` is always there."""
+    return {"demo": DemoLlm(), **settings.llms}
+
+
+@asynccontextmanager
+async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
+    if isinstance(llm, DemoLlm):
+        yield DemoProvider(llm.words_per_second)
+        return
+    from hector_trio.providers.openai import open_openai
+
+    async with open_openai(llm) as provider:
+        yield provider
+
+
+def _configured(
+    settings: Settings, models: Mapping[str, Provider], limiter: trio.CapacityLimiter
+) -> dict[str, Agent]:
+    agents: dict[str, Agent] = {}
+    for agent_id, each in settings.agents.items():
+        info = AgentInfo(
+            agent_id,
+            name=each.name or agent_id,
+            description=each.description,
+            version=each.version,
+            metadata=each.metadata,
+        )
+        if isinstance(each, PythonAgent):
+            agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"), limiter)
+        else:
+            agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)
+    return agents
+
+
+def load_function(reference: str, where: str) -> Callable[[Any], Any]:
+    """The function that ``module:name`` or ``path/to/file.py:name`` names. Raises: ConfigError."""
+    place, _, name = reference.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None:
+                raise ImportError(place)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        function = getattr(module, name)
+    except (ImportError, OSError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot load {reference!r} ({type(error).__name__}: {error})") from error
+    if not callable(function):
+        raise ConfigError(f"{where}: {reference!r} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+# --- listening --------------------------------------------------------------------------------------------------------
+
+
+def is_loopback(server: Server) -> bool:
+    return server.uds is not None or all(_is_loopback_host(host) for host in server.host)
+
+
+def _is_loopback_host(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def listen(server: Server) -> list[socket.socket]:
+    """The listening sockets. Raises: StartError, with who holds the address where that can be told."""
+    if server.fd is not None:
+        try:
+            return [socket.socket(fileno=server.fd)]
+        except OSError as error:
+            raise StartError(f"--fd {server.fd}: not a socket ({error.strerror})") from error
+    if server.uds is not None:
+        return [_listen_unix(server.uds)]
+    sockets: list[socket.socket] = []
+    port = server.port
+    try:
+        for host in server.host:
+            for family, _, _, _, address in _resolve(host, port):
+                sock = _listen_tcp(family, address, host, optional=bool(sockets))
+                if sock is not None:
+                    sockets.append(sock)
+                    port = sock.getsockname()[1]  # port 0: the others take the same
+        if not sockets:
+            raise StartError(f"Cannot listen on any of {', '.join(server.host)}")
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _resolve(host: str, port: int) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"Cannot listen on {host!r}: {error.strerror}") from error
+
+
+def _listen_tcp(family: int, address: Any, host: str, *, optional: bool) -> socket.socket | None:
+    """``None``: this machine lacks the family and another address is being listened on."""
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((address[0], address[1], *address[2:]))
+        connection.tune_listener(sock)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        if optional and family == socket.AF_INET6 and error.errno not in (98, 13):
+            return None
+        raise StartError(_why(error, host, address[1])) from error
+    return sock
+
+
+def _why(error: OSError, host: str, port: int) -> str:
+    if error.errno == 98:
+        holder = _holder(port)
+        held = f" by {holder}" if holder else ""
+        return f"Port {port} on {host} is in use{held}; choose another with --port, or --port 0 for any"
+    return f"Cannot listen on {host} port {port}: {error.strerror}"
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as Linux tells its own user; empty when it cannot be told."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*") if inodes else ():
+        try:
+            if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
+                name = (process / "comm").read_text().strip()
+                return f"process {process.name} ({name})"
+        except OSError:
+            continue
+    return ""
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise StartError(f"--uds {path}: exists and is not a socket")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(path)
+                except OSError:
+                    os.unlink(path)  # left behind by a process that died
+                else:
+                    raise StartError(f"--uds {path}: another process listens there")
+        sock.setblocking(False)
+        sock.bind(path)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"Cannot listen on {path}: {error.strerror}") from error
+    except StartError:
+        sock.close()
+        raise
+    return sock
+
+
+def tls_context(server: Server) -> ssl.SSLContext | None:
+    if server.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(server.tls.cert, server.tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"server.tls: cannot use {server.tls.cert} with {server.tls.key}: {error}") from error
+    return context
+
+
+def addresses(sockets: list[socket.socket], server: Server) -> list[str]:
+    """Where it listens, as URLs that a client on this machine can use."""
+    scheme = "http" if server.tls is None else "https"
+    found = []
+    for sock in sockets:
+        name = sock.getsockname()
+        if sock.family == socket.AF_UNIX:
+            found.append(f"unix:{name}")
+        else:
+            host = f"[{name[0]}]" if ":" in name[0] else name[0]
+            found.append(f"{scheme}://{host}:{name[1]}{server.root_path}")
+    return found
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+def limits_of(settings: Settings) -> connection.ConnectionLimits:
+    limits = settings.limits
+    return connection.ConnectionLimits(
+        send_timeout=limits.send_timeout,
+        header_timeout=limits.header_timeout,
+        body_timeout=limits.body_timeout,
+        keep_alive_timeout=limits.keep_alive_timeout,
+        ping_interval=limits.ping_interval,
+        max_message_bytes=limits.body_bytes,
+        max_unread_messages=limits.unread_messages,
+        max_unread_bytes=limits.unread_bytes,
+        max_connections=limits.connections,
+    )
+
+
+async def serve(
+    settings: Settings,
+    agents: Mapping[str, Agent] | None = None,
+    *,
+    stop: trio.Event | None = None,
+    task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until ``stop`` is set, then drains and returns.
+
+    ``task_status`` gives the addresses and the services. The drain: the listener stays open while streams end or, after
+    ``shutdown_grace``, are ended; new work and readiness answer 503; sockets close with 1012; then the server stops.
+    Cancelled instead: everything ends at once, runs with their final chunks (bounded).
+    Raises: ConfigError, StartError.
+    """
+    check_exposure(settings)
+    stop = stop or trio.Event()
+    context = tls_context(settings.server)
+    sockets = listen(settings.server)
+    try:
+        async with open_app(settings, agents) as app:
+            engine = app.services.engine
+
+            async def drained() -> None:
+                await stop.wait()
+                log.info("draining", running=engine.running, queued=engine.queued)
+                await engine.drain(settings.server.shutdown_grace)
+
+            def bound(_: object) -> None:
+                task_status.started(Serving(addresses(sockets, settings.server), app.services))
+
+            await connection.serve(
+                app,
+                sockets,
+                ssl_context=context,
+                limits=limits_of(settings),
+                shutdown=drained,
+                graceful_timeout=CLOSING_LIMIT,
+                root_path=settings.server.root_path,
+                access_log=None,
+                task_status=Tell(bound),
+            )
+            log.info("stopped")
+    finally:
+        for sock in sockets:
+            sock.close()
+        if settings.server.uds is not None:
+            Path(settings.server.uds).unlink(missing_ok=True)
+
+
+class Tell(Generic[T]):
+    """A ``TaskStatus`` that calls a function: for a caller that has no nursery to start a task in."""
+
+    def __init__(self, function: Callable[[T], None]) -> None:
+        self._function = function
+
+    def started(self, value: T) -> None:
+        self._function(value)
+
+
+class Serving:
+    """A server that serves: its addresses and what is behind them."""
+
+    def __init__(self, urls: list[str], services: Services) -> None:
+        self.urls = urls
+        self.services = services
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+
+@contextmanager
+def _signals(stop: trio.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets ``stop``, the second ends the process at once, even when the loop is stuck.
+
+    Plain handlers, because a background shell job starts with SIGINT ignored and a stuck loop reads no channel. What
+    was acknowledged is committed, so ending at once loses nothing of it.
+    """
+    token = trio.lowlevel.current_trio_token()
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(128 + number)
+        token.run_sync_soon(stop.set)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    settings: Settings,
+    agents: Mapping[str, Agent] | None = None,
+    *,
+    started: Callable[[Serving], None] = lambda serving: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then)."""
+
+    async def main() -> None:
+        stop = trio.Event()
+        with _signals(stop):
+            await serve(settings, agents, stop=stop, task_status=Tell(started))
+
+    trio.run(main)
+
+
+def announcement(settings: Settings, serving: Serving) -> str:
+    """What a start prints: where it listens, the agents, the data's absolute path, and one line to paste."""
+    url = serving.url
+    agents = serving.services.engine.agents
+    store = settings.store.url
+    lines = [f"hector_trio {__version__}", "", *(f"  listening  {each}" for each in serving.urls)]
+    for agent_id, agent in agents.items():
+        lines.append(f"  agent      {agent_id}  {agent.info.description}".rstrip())
+    lines.append(f"  data       {'memory only' if store == 'memory' else Path(store).resolve()}")
+    agent_id = settings.default_agent if settings.default_agent in agents else next(iter(agents), None)
+    if agent_id is not None:
+        token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
+        place = f"{url}/agents/{agent_id}/tasks"
+        if url.startswith("unix:"):
+            place = f"--unix-socket {url[5:]} http://localhost/agents/{agent_id}/tasks"
+        body = '{"input":{"type":"text/plain","content":"Hello"}}'
+        lines += ["", "Try:", f"  curl -N -H 'Accept: text/event-stream'{token} {place} -d '{body}'"]
+    return "\n".join(lines) + "\n"
