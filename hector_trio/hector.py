@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
-from hector_trio.config import Settings, layered
+from hector_trio.config import Settings, default_settings, load_file
 from hector_trio.errors import ConfigError
 from hector_trio.models import is_id
 
@@ -62,7 +62,11 @@ class Hector:
 
         def register(function: F) -> F:
             info = AgentInfo(
-                agent_id, name or agent_id, description or (function.__doc__ or "").strip(), version, metadata=metadata or {}
+                agent_id,
+                name or agent_id,
+                description or (function.__doc__ or "").strip(),
+                version,
+                metadata=metadata or {},
             )
             self._agents[agent_id] = FunctionAgent(info, function)
             return function
@@ -71,9 +75,10 @@ class Hector:
 
     def settings(self, **server: Any) -> Settings:
         """What would be served: defaults, ``HECTOR_*``, the configuration file, and ``server`` keys over all."""
-        return layered(
-            self._config, os.environ, {"server": server} if server else {}, own_agents=bool(self._agents)
-        )
+        flags = {"server": server} if server else {}
+        if self._config is not None:
+            return load_file(str(self._config), os.environ, flags, need_agents=not self._agents)
+        return default_settings(os.environ, flags, need_agents=not self._agents)
 
     def run(self, **server: Any) -> None:
         """Serves until SIGINT or SIGTERM, and drains. ``server``: keys of the section ``server`` (``port=0``).

@@ -1,4 +1,4 @@
-"""The composition root: chooses the implementations, opens them in order (store, models, engine, serving), and serves."""
+"""The composition root: chooses the implementations, opens them in order (store, models, engine), and serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ssl
 import stat
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Generic, TypeVar
@@ -24,7 +24,7 @@ from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.llm import LlmAgent
 from hector_trio.auth import Authenticator
-from hector_trio.config import DemoLlm, Llm, PythonAgent, Server, Settings, check_exposure
+from hector_trio.config import DemoLlm, Llm, PythonAgent, Server, Settings, check_exposure, is_loopback
 from hector_trio.engine import open_engine
 from hector_trio.errors import ConfigError, StartError
 from hector_trio.observability import Metrics, watch_loop
@@ -68,7 +68,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
         metrics.watch(engine, store, connection.statistics)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
-        services = Services(engine, settings, Authenticator(settings.auth), metrics, is_loopback(settings.server))
+        services = Services(engine, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server))
         try:
             yield App(services)
         finally:
@@ -134,6 +134,10 @@ class SelfOpeningApp:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+def _only_loopback(server: Server) -> bool:
+    return server.uds is not None or all(is_loopback(host) for host in server.host)
+
+
 def _open_store(settings: Settings, instance: str, metrics: Metrics) -> AbstractAsyncContextManager[Store]:
     if settings.store.url == "memory":
         from hector_trio.stores.memory import open_memory
@@ -162,9 +166,7 @@ async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
         yield provider
 
 
-def _configured(
-    settings: Settings, models: Mapping[str, Provider], limiter: trio.CapacityLimiter
-) -> dict[str, Agent]:
+def _configured(settings: Settings, models: Mapping[str, Provider], limiter: trio.CapacityLimiter) -> dict[str, Agent]:
     agents: dict[str, Agent] = {}
     for agent_id, each in settings.agents.items():
         info = AgentInfo(
@@ -202,14 +204,6 @@ def load_function(reference: str, where: str) -> Callable[[Any], Any]:
 
 
 # --- listening --------------------------------------------------------------------------------------------------------
-
-
-def is_loopback(server: Server) -> bool:
-    return server.uds is not None or all(_is_loopback_host(host) for host in server.host)
-
-
-def _is_loopback_host(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def listen(server: Server) -> list[socket.socket]:
@@ -414,7 +408,8 @@ async def serve(
         for sock in sockets:
             sock.close()
         if settings.server.uds is not None:
-            Path(settings.server.uds).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(settings.server.uds)
 
 
 class Tell(Generic[T]):
