@@ -273,8 +273,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 Path = tuple[str, ...]
 
-OTHER_VARIABLES = frozenset({"HECTOR_SERVER", "HECTOR_TOKEN", "HECTOR_CONFIG"})
-"""``HECTOR_*`` names that are no settings: the CLI client's server and token, and the path of the config file."""
+OTHER_VARIABLES = frozenset({"HECTOR_SERVER", "HECTOR_TOKEN", "HECTOR_CONFIG", "HECTOR_CONNECTION"})
+"""``HECTOR_*`` names that are no settings: the CLI client's server and token, and what ``hector_trio.asgi`` reads."""
 
 MAX_TEXT = 4 << 20
 MAX_DEPTH = 64
@@ -368,6 +368,26 @@ def default_settings(
         ),
     )
     return msgspec.structs.replace(settings, agents={**settings.agents, "assistant": said})
+
+
+def layered(
+    path: str | os.PathLike[str] | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, Any] | None = None,
+    *,
+    own_agents: bool = False,
+) -> Settings:
+    """What a start uses: the config file at ``path`` if there is one, else ``default_settings``; files are looked for.
+
+    With ``own_agents`` the program brings agents itself, and the settings need none.
+
+    Raises ConfigError.
+    """
+    if path is not None:
+        return load_file(os.fspath(path), environ, flags, need_agents=not own_agents)
+    settings = default_settings(environ, flags, need_agents=not own_agents)
+    check_files(settings, source="settings")
+    return settings
 
 
 def from_environment(environ: Mapping[str, str]) -> Overrides:
