@@ -141,7 +141,7 @@ def _model(provider: str | None, model: str | None, base_url: str | None) -> dic
     if key is None and base_url is None:
         from hector_trio.errors import ConfigError
 
-        raise ConfigError("--provider openai: set OPENAI_API_KEY, or name a server that needs no key with --base-url URL")
+        raise ConfigError("--provider openai: set OPENAI_API_KEY, or name a server without one by --base-url URL")
     return {"type": "openai", "model": model, "base_url": base_url, "api_key": key}
 
 
@@ -152,7 +152,9 @@ def _announce(settings: Settings, serving: Serving, *, asked: bool) -> None:
     text = announcement(settings, serving)
     real = any(isinstance(llm, OpenAiLlm) for llm in settings.llms.values())
     if os.environ.get("OPENAI_API_KEY") and not asked and not real:
-        text += "\nOPENAI_API_KEY is set. To answer with a real model:\n  hector serve --provider openai --model MODEL\n"
+        text += (
+            "\nOPENAI_API_KEY is set. To answer with a real model:\n  hector serve --provider openai --model MODEL\n"
+        )
     try:
         click.echo(text)
     except OSError:
