@@ -26,6 +26,9 @@ _APPLICATION = 0x48435452
 _BUSY_MS = 5000
 """How long a statement waits for another program (a backup, a shell) that holds the file."""
 
+_CHECKPOINT_PAGES = 4000
+"""How long the write-ahead log grows (16 MB) before it goes into the file: pages are written again and again."""
+
 _QUICK_CHECK_BYTES = 32 * 1024 * 1024
 """Files up to this size are checked when they are opened (about a tenth of a second at most)."""
 
@@ -74,6 +77,9 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
             f"synchronous={'FULL' if durability == 'full' else 'NORMAL'}",
             "foreign_keys=ON",
             "cache_size=-16000",
+            # statements of many rows keep a journal of their own while they run
+            "temp_store=MEMORY",
+            f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
             "journal_size_limit=67108864",
             f"query_only={'OFF' if writes else 'ON'}",
         ):

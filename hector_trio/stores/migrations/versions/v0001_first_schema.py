@@ -143,7 +143,6 @@ def _tasks() -> None:
         sa.Column("data", sa.LargeBinary(), nullable=False),
         _task("fk_segments_task_key"),
         sa.PrimaryKeyConstraint("task_key", "first_seq", name="pk_segments"),
-        sqlite_with_rowid=False,
     )
 
 

@@ -1,0 +1,249 @@
+"""Sessions and their conversations in SQL: the statements, and what is done with them inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, bindparam, case, delete, func, insert, select, update
+
+from hector_trio.errors import RateLimited, SessionExists, SessionNotFound
+from hector_trio.models import encode
+from hector_trio.session import MessageRow, SessionRow
+from hector_trio.stores import Page
+from hector_trio.stores.rules import page_position, page_token, patched, text_of
+from hector_trio.stores.schema import NEVER, labels, messages, sessions, tasks
+
+_json = msgspec.json.decode
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+_SESSION: Select[*tuple[Any, ...]] = select(
+    sessions.c.owner,
+    sessions.c.session_id,
+    sessions.c.agent_id,
+    sessions.c.created_at,
+    sessions.c.last_activity_at,
+    sessions.c.state,
+    sessions.c.metadata,
+    sessions.c.ttl_seconds,
+    sessions.c.key,
+    sessions.c.expires_at,
+)
+_BY_NAME = _SESSION.where(sessions.c.owner == bindparam("owner"), sessions.c.session_id == bindparam("session_id"))
+
+
+def _session(row: Sequence[Any]) -> SessionRow:
+    owner, session_id, agent_id, created_at, active_at, state, metadata, ttl_seconds, _, _ = row
+    return SessionRow(owner, session_id, agent_id, created_at, active_at, _json(state), _json(metadata), ttl_seconds)
+
+
+def _values(row: SessionRow) -> dict[str, Any]:
+    """What changes of a session."""
+    expires = row.expires_at
+    return {
+        "last_activity_at": row.last_activity_at,
+        "expires_at": NEVER if expires is None else expires,
+        "state": encode(row.state).decode(),
+        "metadata": encode(row.metadata).decode(),
+    }
+
+
+def live_session(connection: Connection, owner: str, session_id: str, now: int) -> Row[*tuple[Any, ...]] | None:
+    """The row, unless it has expired."""
+    row = connection.execute(_BY_NAME, {"owner": owner, "session_id": session_id}).one_or_none()
+    return row if row is not None and row.expires_at > now else None
+
+
+def get(connection: Connection, owner: str, session_id: str, now: int) -> SessionRow | None:
+    row = live_session(connection, owner, session_id, now)
+    return None if row is None else _session(row)
+
+
+def create(connection: Connection, row: SessionRow, limit: int) -> None:
+    now = row.created_at
+    same = connection.execute(_BY_NAME, {"owner": row.owner, "session_id": row.session_id}).one_or_none()
+    if same is not None and (same.expires_at > now or _is_at_work(connection, same.key)):
+        raise SessionExists(f"Session {row.session_id} exists")
+    live = select(sessions.c.key).where(sessions.c.owner == row.owner, sessions.c.expires_at > now)
+    held = select(func.count()).select_from(live.limit(limit).subquery())
+    if connection.execute(held).scalar_one() >= limit:
+        raise RateLimited(f"No more than {limit} sessions")
+    if same is not None:
+        connection.execute(delete(sessions).where(sessions.c.key == same.key))
+    result = connection.execute(
+        insert(sessions).values(
+            owner=row.owner,
+            session_id=row.session_id,
+            agent_id=row.agent_id,
+            created_at=row.created_at,
+            ttl_seconds=row.ttl_seconds,
+            **_values(row),
+        )
+    )
+    assert result.inserted_primary_key is not None
+    _label(connection, result.inserted_primary_key[0], row.metadata)
+
+
+def _is_at_work(connection: Connection, session_key: int) -> bool:
+    unfinished = select(tasks.c.key).where(tasks.c.session_key == session_key, tasks.c.ended_at.is_(None))
+    return connection.execute(unfinished.limit(1)).first() is not None
+
+
+def change(
+    connection: Connection, owner: str, session_id: str, now: int, state: Any, metadata: Any, if_match: str | None
+) -> SessionRow:
+    found = live_session(connection, owner, session_id, now)
+    if found is None:
+        raise SessionNotFound(f"No session {session_id}")
+    row = patched(_session(found), now=now, state=state, metadata=metadata, if_match=if_match)
+    values = _values(row)
+    connection.execute(update(sessions).where(sessions.c.key == found.key).values(values))
+    if values["metadata"] != found.metadata:
+        connection.execute(delete(labels).where(labels.c.session_key == found.key))
+        _label(connection, found.key, row.metadata)
+    # as it will be read: nothing of the caller's patches is in it
+    return msgspec.structs.replace(row, state=_json(values["state"]), metadata=_json(values["metadata"]))
+
+
+def remove(connection: Connection, owner: str, session_id: str) -> None:
+    gone = delete(sessions).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
+    if connection.execute(gone).rowcount == 0:
+        raise SessionNotFound(f"No session {session_id}")
+
+
+# --- lists of sessions ------------------------------------------------------------------------------------------------
+
+
+class Listing:
+    """One page of sessions, newest first. Raises InvalidRequest for a token that is not one of this list."""
+
+    def __init__(
+        self, owner: str, now: int, agent_id: str | None, metadata: dict[str, str] | None, limit: int, token: str
+    ) -> None:
+        self._question = ("sessions", owner, agent_id, metadata or None)
+        self._limit = limit
+        position = page_position(token, self._question)
+        self._before = NEVER if position is None else position
+        self._where = [sessions.c.owner == owner, sessions.c.expires_at > now]
+        if agent_id is not None:
+            self._where.append(sessions.c.agent_id == agent_id)
+        for name, text in (metadata or {}).items():
+            labelled = select(labels.c.session_key).where(labels.c.digest == _digest(name, text))
+            self._where.append(sessions.c.key.in_(labelled))
+
+    def read(self, connection: Connection) -> Page[SessionRow]:
+        total = connection.execute(select(func.count()).select_from(sessions).where(*self._where)).scalar_one()
+        page = _SESSION.where(*self._where, sessions.c.key < self._before).order_by(sessions.c.key.desc())
+        rows = connection.execute(page.limit(self._limit + 1)).all()
+        items = [_session(row) for row in rows[: self._limit]]
+        more = len(rows) > self._limit
+        return Page(items, total, page_token(rows[self._limit - 1].key, self._question) if more else "")
+
+
+def _label(connection: Connection, session_key: int, metadata: Mapping[str, Any]) -> None:
+    """Makes the session's metadata findable."""
+    digests = {_digest(name, text_of(value)) for name, value in metadata.items()}
+    if digests:
+        connection.execute(insert(labels), [{"session_key": session_key, "digest": digest} for digest in digests])
+
+
+def _digest(name: str, text: str) -> bytes:
+    return blake2b(msgspec.json.encode((name, text)), digest_size=16).digest()
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+_COLUMNS = ("task_key", "task_id", "agent_id", "role", "type", "content", "created_at", "partial_status")
+_ADD = insert(messages).from_select(
+    ["session_key", "n", *_COLUMNS],
+    select(
+        tasks.c.session_key,
+        select(func.coalesce(func.max(messages.c.n), 0) + 1)
+        .where(messages.c.session_key == tasks.c.session_key)
+        .correlate(tasks)
+        .scalar_subquery(),
+        *(bindparam(f"new_{name}", type_=messages.c[name].type) for name in _COLUMNS),
+    ).where(tasks.c.key == bindparam("new_task_key"), tasks.c.session_key.is_not(None)),
+)
+_TOUCH = (
+    update(sessions)
+    .where(
+        sessions.c.key == select(tasks.c.session_key).where(tasks.c.key == bindparam("of_task")).scalar_subquery(),
+        sessions.c.last_activity_at < bindparam("at"),
+    )
+    .values(
+        last_activity_at=bindparam("at"),
+        expires_at=case(
+            (sessions.c.ttl_seconds.is_(None), NEVER), else_=bindparam("at") + sessions.c.ttl_seconds * 1000
+        ),
+    )
+)
+# A task that was replaced has another name by now; its messages follow it, for they know its key.
+_MESSAGES = select(
+    messages.c.role,
+    messages.c.type,
+    messages.c.content,
+    messages.c.agent_id,
+    func.coalesce(tasks.c.task_id, messages.c.task_id),
+    messages.c.created_at,
+    messages.c.partial_status,
+    messages.c.n,
+).join_from(messages, tasks, tasks.c.key == messages.c.task_key, isouter=True)
+
+
+def touch(connection: Connection, task_key: int, at: int) -> None:
+    """Moves the last activity of the task's session, forwards only."""
+    connection.execute(_TOUCH, {"of_task": task_key, "at": at})
+
+
+def add_message(connection: Connection, task_key: int, message: MessageRow) -> None:
+    """Adds a line to the conversation of the task's session, if it has one."""
+    values = {
+        "new_task_key": task_key,
+        "new_task_id": message.task_id,
+        "new_agent_id": message.agent_id,
+        "new_role": message.role,
+        "new_type": message.type,
+        "new_content": encode(message.content).decode(),
+        "new_created_at": message.created_at,
+        "new_partial_status": message.partial_status,
+    }
+    connection.execute(_ADD, values)
+    touch(connection, task_key, message.created_at)
+
+
+class Conversation:
+    """One page of messages, oldest first. Raises InvalidRequest for a token that is not one of this list."""
+
+    def __init__(self, owner: str, session_id: str, now: int, limit: int, token: str) -> None:
+        self._session = (owner, session_id, now)
+        self._question = ("messages", owner, session_id)
+        self._limit = limit
+        self._after = page_position(token, self._question) or 0
+
+    def read(self, connection: Connection) -> Page[MessageRow]:
+        session = live_session(connection, *self._session)
+        if session is None:
+            raise SessionNotFound(f"No session {self._session[1]}")
+        of_session = messages.c.session_key == session.key
+        # messages go with their session only, so the last one's number is how many there are
+        total = connection.execute(select(func.coalesce(func.max(messages.c.n), 0)).where(of_session)).scalar_one()
+        page = _MESSAGES.where(of_session, messages.c.n > self._after).order_by(messages.c.n)
+        rows = connection.execute(page.limit(self._limit + 1)).all()
+        items = [_message(row) for row in rows[: self._limit]]
+        more = len(rows) > self._limit
+        return Page(items, total, page_token(rows[self._limit - 1].n, self._question) if more else "")
+
+
+def history(connection: Connection, owner: str, session_id: str, limit: int) -> list[MessageRow]:
+    session = select(sessions.c.key).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
+    last = _MESSAGES.where(messages.c.session_key == session.scalar_subquery()).order_by(messages.c.n.desc())
+    return [_message(row) for row in reversed(connection.execute(last.limit(limit)).all())]
+
+
+def _message(row: Sequence[Any]) -> MessageRow:
+    role, type_, content, agent_id, task_id, created_at, partial_status, _ = row
+    return MessageRow(role, type_, _json(content), agent_id, task_id, created_at, partial_status)

@@ -1,0 +1,447 @@
+"""Tasks and their logs in SQL: the statements, and what is done with them inside a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Dialect, Executable, Select, bindparam, delete, func, insert, select, update
+
+from hector_trio.errors import (
+    IdempotencyMismatch,
+    SessionMismatch,
+    SessionNotFound,
+    TaskExists,
+    TaskNotFound,
+    TaskRunning,
+)
+from hector_trio.models import Content, TaskError, encode
+from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment
+from hector_trio.stores.rules import next_name, page_position, page_token, split_name
+from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
+from hector_trio.stores.sql_sessions import add_message, live_session, touch
+from hector_trio.stores.writer import Again
+from hector_trio.task import TaskRow
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+_TASK = select(
+    tasks.c.key,
+    tasks.c.owner,
+    tasks.c.agent_id,
+    tasks.c.task_id,
+    tasks.c.status,
+    bodies.c.request,
+    tasks.c.fingerprint,
+    tasks.c.policy,
+    tasks.c.instance,
+    bodies.c.metadata,
+    tasks.c.created_at,
+    tasks.c.session_id,
+    tasks.c.last_seq,
+    bodies.c.output,
+    bodies.c.error,
+    tasks.c.ended_at,
+).join_from(tasks, bodies, bodies.c.task_key == tasks.c.key)
+
+_BY_KEY = _TASK.where(tasks.c.key == bindparam("key"))
+_BY_NAME = _TASK.where(
+    tasks.c.owner == bindparam("owner"),
+    tasks.c.agent_id == bindparam("agent_id"),
+    tasks.c.task_id == bindparam("task_id"),
+)
+
+_content = msgspec.json.Decoder(Content).decode
+_error = msgspec.json.Decoder(TaskError).decode
+
+
+def _task(row: Sequence[Any]) -> TaskRow:
+    key, owner, agent_id, task_id, status, request, fingerprint, policy, *rest = row
+    instance, metadata, created_at, session_id, last_seq, output, error, ended_at = rest
+    return TaskRow(
+        key=key,
+        owner=owner,
+        agent_id=agent_id,
+        task_id=task_id,
+        status=status,
+        request=request,
+        fingerprint=fingerprint,
+        policy=policy,
+        instance=instance,
+        metadata=msgspec.json.decode(metadata),
+        created_at=created_at,
+        session_id=session_id,
+        last_seq=last_seq,
+        output=None if output is None else _content(output),
+        error=None if error is None else _error(error),
+        ended_at=ended_at,
+    )
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def by_key(connection: Connection, key: int) -> TaskRow | None:
+    row = connection.execute(_BY_KEY, {"key": key}).one_or_none()
+    return None if row is None else _task(row)
+
+
+def by_name(connection: Connection, owner: str, agent_id: str, task_id: str) -> TaskRow | None:
+    name = {"owner": owner, "agent_id": agent_id, "task_id": task_id}
+    row = connection.execute(_BY_NAME, name).one_or_none()
+    return None if row is None else _task(row)
+
+
+class Listing:
+    """One page of tasks, newest first. Raises InvalidRequest for a token that is not one of this list."""
+
+    def __init__(
+        self, owner: str, agent_id: str | None, session_id: str | None, status: str | None, limit: int, token: str
+    ) -> None:
+        self._question = ("tasks", owner, agent_id, session_id, status)
+        self._limit = limit
+        position = page_position(token, self._question)
+        self._before = NEVER if position is None else position
+        self._where = [tasks.c.owner == owner]
+        if session_id is not None:
+            session = select(sessions.c.key).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
+            self._where.append(tasks.c.session_key == session.scalar_subquery())
+        if agent_id is not None:
+            self._where.append(tasks.c.agent_id == agent_id)
+        if status is not None:
+            self._where.append(tasks.c.status == status)
+
+    def read(self, connection: Connection) -> Page[TaskRow]:
+        total = connection.execute(select(func.count()).select_from(tasks).where(*self._where)).scalar_one()
+        page = _TASK.where(*self._where, tasks.c.key < self._before).order_by(tasks.c.key.desc())
+        rows = connection.execute(page.limit(self._limit + 1)).all()
+        items = [_task(row) for row in rows[: self._limit]]
+        more = len(rows) > self._limit
+        return Page(items, total, page_token(items[-1].key, self._question) if more else "")
+
+
+_LOG = (
+    select(segments.c.first_seq, segments.c.last_seq, segments.c.data)
+    .where(
+        segments.c.task_key == bindparam("key"),
+        # from the segment that holds the next chunk on: a long log costs no more at its end than at its beginning
+        segments.c.first_seq
+        >= func.coalesce(
+            select(func.max(segments.c.first_seq))
+            .where(segments.c.task_key == bindparam("key"), segments.c.first_seq <= bindparam("after") + 1)
+            .scalar_subquery(),
+            0,
+        ),
+        segments.c.last_seq > bindparam("after"),
+    )
+    .order_by(segments.c.first_seq)
+    .execution_options(stream_results=True)
+)
+
+
+def read_log(connection: Connection, key: int, after: int, limit_bytes: int) -> list[Segment]:
+    found: list[Segment] = []
+    room = limit_bytes
+    with connection.execute(_LOG, {"key": key, "after": after}) as rows:
+        for first_seq, last_seq, data in rows:
+            room -= len(data)
+            if found and room < 0:
+                break
+            found.append(Segment(first_seq, last_seq, data))
+    return found
+
+
+def used(connection: Connection, owner: str, key: Idempotency | None, now: int) -> TaskRow | None:
+    """The task for which the idempotency key was used. Raises: IdempotencyMismatch."""
+    if key is None:
+        return None
+    found = connection.execute(
+        select(idempotency.c.body_hash, idempotency.c.task_key).where(
+            idempotency.c.owner == owner,
+            idempotency.c.route == key.route,
+            idempotency.c.key == key.key,
+            idempotency.c.expires_at > now,
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    if found.body_hash != key.body_hash:
+        raise IdempotencyMismatch("The idempotency key was used with another body")
+    return by_key(connection, found.task_key)
+
+
+# --- accepting --------------------------------------------------------------------------------------------------------
+
+_HIGHEST = select(func.max(tasks.c.number)).where(
+    tasks.c.owner == bindparam("owner"), tasks.c.agent_id == bindparam("agent_id"), tasks.c.stem == bindparam("stem")
+)
+
+
+def create(connection: Connection, new: NewTask) -> Accepted:
+    replayed = used(connection, new.owner, new.idempotency, new.created_at)
+    if replayed is not None:
+        return Accepted("replayed", replayed)
+    session_key = _session_for(connection, new)
+    same = by_name(connection, new.owner, new.agent_id, new.task_id)
+    if same is not None and not same.ended:
+        if same.fingerprint != new.fingerprint:
+            raise TaskExists(f"Task {new.task_id} has not ended and is a different one", task_id=new.task_id)
+        _remember(connection, new, same.key)
+        return Accepted("running", same)
+    if same is not None:
+        _rename(connection, same)
+    row = _insert(connection, new, session_key)
+    _remember(connection, new, row.key)
+    if session_key is not None:
+        touch(connection, row.key, new.created_at)
+    return Accepted("created", row)
+
+
+def _session_for(connection: Connection, new: NewTask) -> int | None:
+    if new.session_id is None:
+        return None
+    session = live_session(connection, new.owner, new.session_id, new.created_at)
+    if session is None:
+        raise SessionNotFound(f"No session {new.session_id}")
+    if session.agent_id != new.agent_id:
+        raise SessionMismatch(f"Session {new.session_id} belongs to agent {session.agent_id}")
+    return int(session.key)
+
+
+def _remember(connection: Connection, new: NewTask, task_key: int) -> None:
+    key = new.idempotency
+    if key is None:
+        return
+    name = (idempotency.c.owner == new.owner, idempotency.c.route == key.route, idempotency.c.key == key.key)
+    connection.execute(delete(idempotency).where(*name))
+    connection.execute(
+        insert(idempotency).values(
+            owner=new.owner,
+            route=key.route,
+            key=key.key,
+            body_hash=key.body_hash,
+            expires_at=key.expires_at,
+            task_key=task_key,
+        )
+    )
+
+
+def _rename(connection: Connection, ended: TaskRow) -> None:
+    def highest(stem: str) -> int:
+        values = {"owner": ended.owner, "agent_id": ended.agent_id, "stem": stem}
+        return connection.execute(_HIGHEST, values).scalar_one() or 0
+
+    name = next_name(ended.task_id, highest)
+    stem, number = split_name(name)
+    connection.execute(update(tasks).where(tasks.c.key == ended.key).values(task_id=name, stem=stem, number=number))
+
+
+def _insert(connection: Connection, new: NewTask, session_key: int | None) -> TaskRow:
+    stem, number = split_name(new.task_id)
+    result = connection.execute(
+        insert(tasks).values(
+            owner=new.owner,
+            agent_id=new.agent_id,
+            task_id=new.task_id,
+            stem=stem,
+            number=number,
+            status="pending",
+            fingerprint=new.fingerprint,
+            policy=new.policy,
+            instance=new.instance,
+            created_at=new.created_at,
+            session_id=new.session_id,
+            session_key=session_key,
+            last_seq=0,
+        )
+    )
+    assert result.inserted_primary_key is not None
+    key = int(result.inserted_primary_key[0])
+    body = insert(bodies).values(task_key=key, request=new.request, metadata=encode(new.metadata).decode())
+    connection.execute(body)
+    row = by_key(connection, key)
+    assert row is not None
+    return row
+
+
+# --- appending --------------------------------------------------------------------------------------------------------
+
+_ADVANCE = (
+    update(tasks)
+    .where(
+        tasks.c.key == bindparam("task_key"),
+        tasks.c.last_seq == bindparam("before"),
+        tasks.c.instance == bindparam("writer"),
+        tasks.c.ended_at.is_(None),
+    )
+    .values(last_seq=bindparam("after"))
+)
+_CHANGE = _ADVANCE.values(status=bindparam("new_status"), ended_at=bindparam("new_ended_at"))
+_CHANGE_BODY = (
+    update(bodies)
+    .where(bodies.c.task_key == bindparam("of_task"))
+    .values(output=bindparam("new_output"), error=bindparam("new_error"))
+)
+_SEGMENT = insert(segments).values(
+    task_key=bindparam("task_key"), first_seq=bindparam("first"), last_seq=bindparam("last"), data=bindparam("data")
+)
+
+
+class _Prepared:
+    """A statement compiled once and run with tuples: what is said for every chunk goes to the driver as it is."""
+
+    def __init__(self, dialect: Dialect, statement: Executable, *names: str) -> None:
+        compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        assert tuple(compiled.positiontup) == names, compiled.positiontup
+        self._text = str(compiled)
+
+    def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+        """Returns how many rows of the table were changed."""
+        return connection.exec_driver_sql(self._text, rows).rowcount if rows else 0
+
+
+class Appender:
+    """Appends to logs, of as many tasks as there are with one statement for the rows and one for the segments."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._advance = _Prepared(dialect, _ADVANCE, "after", "task_key", "before", "writer")
+        self._segment = _Prepared(dialect, _SEGMENT, "task_key", "first", "last", "data")
+
+    def append(
+        self, connection: Connection, calls: Sequence[Sequence[Append]], again: bool
+    ) -> Sequence[frozenset[int]]:
+        """What each call's appends were refused (``Writer.run_together``). Whether a row takes its part, the count of
+        changed rows tells; which does not, is found out when the count is wrong: alone, ``again``."""
+        if again:
+            (call,) = calls
+            refused = frozenset(append.key for append in call if not _fits(connection, append))
+            if not self._write(connection, [append for append in call if append.key not in refused]):
+                raise RuntimeError("a row changed under the store's only writer")
+            return [refused]
+        for appends in _rounds(calls):
+            if not self._write(connection, appends):
+                raise Again
+        return [frozenset()] * len(calls)
+
+    def _write(self, connection: Connection, appends: Sequence[Append]) -> bool:
+        """Writes all of ``appends``, no two of one task; false when a row did not take its part: undo everything."""
+        changes = [append for append in appends if append.change is not None]
+        advanced = self._advance.run(
+            connection,
+            [(a.last_seq, a.key, a.first_seq - 1, a.instance) for a in appends if a.change is None],
+        )
+        if changes:
+            advanced += connection.execute(_CHANGE, [_change(append) for append in changes]).rowcount
+        if advanced != len(appends):
+            return False
+        self._segment.run(connection, [(a.key, a.first_seq, a.last_seq, a.data) for a in appends if a.data])
+        if changes:
+            connection.execute(_CHANGE_BODY, [_change_body(append) for append in changes])
+        for append in appends:
+            if append.message is not None:
+                add_message(connection, append.key, append.message)
+        return True
+
+
+def _rounds(calls: Sequence[Sequence[Append]]) -> Iterator[list[Append]]:
+    """All appends in order, in rounds in which no task comes twice: states and chunks of one task keep their order."""
+    current: dict[int, Append] = {}
+    for call in calls:
+        if any(append.key in current for append in call):
+            yield list(current.values())
+            current = {}
+        for append in call:
+            current[append.key] = append
+    yield list(current.values())
+
+
+def _fits(connection: Connection, append: Append) -> bool:
+    row_of = select(tasks.c.last_seq, tasks.c.instance, tasks.c.ended_at).with_for_update()
+    row = connection.execute(row_of.where(tasks.c.key == append.key)).one_or_none()
+    return row is not None and tuple(row) == (append.first_seq - 1, append.instance, None)
+
+
+def _change(append: Append) -> dict[str, Any]:
+    change = append.change
+    assert change is not None
+    return {
+        "task_key": append.key,
+        "before": append.first_seq - 1,
+        "writer": append.instance,
+        "after": append.last_seq,
+        "new_status": change.status,
+        "new_ended_at": change.ended_at,
+    }
+
+
+def _change_body(append: Append) -> dict[str, Any]:
+    change = append.change
+    assert change is not None
+    return {
+        "of_task": append.key,
+        "new_output": None if change.output is None else encode(change.output).decode(),
+        "new_error": None if change.error is None else encode(change.error).decode(),
+    }
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+_REMOVE = delete(tasks).where(tasks.c.key == bindparam("gone"))
+
+
+def remove(connection: Connection, owner: str, agent_id: str, task_id: str) -> None:
+    row = by_name(connection, owner, agent_id, task_id)
+    if row is None:
+        raise TaskNotFound(f"No task {task_id}", task_id=task_id)
+    if not row.ended:
+        raise TaskRunning(f"Task {task_id} has not ended", task_id=task_id)
+    connection.execute(_REMOVE, {"gone": row.key})
+
+
+def take_over(connection: Connection, instance: str) -> list[TaskRow]:
+    orphaned = (tasks.c.ended_at.is_(None), tasks.c.instance != instance)
+    keys = connection.execute(select(tasks.c.key).where(*orphaned).order_by(tasks.c.key)).scalars().all()
+    if keys:
+        connection.execute(update(tasks).where(*orphaned).values(instance=instance))
+    return [_task(connection.execute(_BY_KEY, {"key": key}).one()) for key in keys]
+
+
+def sweep(connection: Connection, now: int, tasks_ended_before: int, limit: int) -> int:
+    gone = _sweep_idempotency(connection, now, limit)
+    gone += _remove_all(
+        connection,
+        select(tasks.c.key)
+        .where(tasks.c.session_key.is_(None), tasks.c.ended_at < tasks_ended_before)
+        .order_by(tasks.c.ended_at)
+        .limit(limit - gone),
+    )
+    unfinished = select(tasks.c.key).where(tasks.c.session_key == sessions.c.key, tasks.c.ended_at.is_(None))
+    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~unfinished.exists()).limit(limit - gone)
+    for key in connection.execute(expired).scalars().all():
+        # task by task, however many a session has: nobody sees how an expired session becomes less
+        gone += _remove_all(connection, select(tasks.c.key).where(tasks.c.session_key == key).limit(limit - gone))
+        if gone >= limit:
+            break
+        connection.execute(delete(sessions).where(sessions.c.key == key))
+        gone += 1
+    return gone
+
+
+def _sweep_idempotency(connection: Connection, now: int, limit: int) -> int:
+    name = select(idempotency.c.owner, idempotency.c.route, idempotency.c.key)
+    rows = connection.execute(name.where(idempotency.c.expires_at <= now).limit(limit)).all()
+    for owner, route, key in rows:
+        connection.execute(
+            delete(idempotency).where(
+                idempotency.c.owner == owner, idempotency.c.route == route, idempotency.c.key == key
+            )
+        )
+    return len(rows)
+
+
+def _remove_all(connection: Connection, which: Select[int]) -> int:
+    keys = connection.execute(which).scalars().all()
+    if keys:
+        connection.execute(_REMOVE, [{"gone": key} for key in keys])
+    return len(keys)
