@@ -35,6 +35,15 @@ _SESSION: Select[*tuple[Any, ...]] = select(
 _BY_NAME = _SESSION.where(sessions.c.owner == bindparam("owner"), sessions.c.session_id == bindparam("session_id"))
 
 
+_HELD = select(func.count()).select_from(
+    select(sessions.c.key)
+    .where(sessions.c.owner == bindparam("owner"), sessions.c.expires_at > bindparam("now"))
+    .limit(bindparam("limit"))
+    .subquery()
+)
+_INSERT = insert(sessions)
+
+
 def _session(row: Sequence[Any]) -> SessionRow:
     owner, session_id, agent_id, created_at, active_at, state, metadata, ttl_seconds, _, _ = row
     return SessionRow(owner, session_id, agent_id, created_at, active_at, _json(state), _json(metadata), ttl_seconds)
@@ -67,22 +76,18 @@ def create(connection: Connection, row: SessionRow, limit: int) -> None:
     same = connection.execute(_BY_NAME, {"owner": row.owner, "session_id": row.session_id}).one_or_none()
     if same is not None and (same.expires_at > now or _is_at_work(connection, same.key)):
         raise SessionExists(f"Session {row.session_id} exists")
-    live = select(sessions.c.key).where(sessions.c.owner == row.owner, sessions.c.expires_at > now)
-    held = select(func.count()).select_from(live.limit(limit).subquery())
-    if connection.execute(held).scalar_one() >= limit:
+    if connection.execute(_HELD, {"owner": row.owner, "now": now, "limit": limit}).scalar_one() >= limit:
         raise RateLimited(f"No more than {limit} sessions")
     if same is not None:
         connection.execute(delete(sessions).where(sessions.c.key == same.key))
-    result = connection.execute(
-        insert(sessions).values(
-            owner=row.owner,
-            session_id=row.session_id,
-            agent_id=row.agent_id,
-            created_at=row.created_at,
-            ttl_seconds=row.ttl_seconds,
-            **_values(row),
-        )
-    )
+    values = {
+        "owner": row.owner,
+        "session_id": row.session_id,
+        "agent_id": row.agent_id,
+        "created_at": row.created_at,
+        "ttl_seconds": row.ttl_seconds,
+    }
+    result = connection.execute(_INSERT, values | _values(row))
     assert result.inserted_primary_key is not None
     _label(connection, result.inserted_primary_key[0], row.metadata)
 

@@ -152,18 +152,22 @@ def read_log(connection: Connection, key: int, after: int, limit_bytes: int) -> 
     return found
 
 
+_THIS_KEY = (
+    idempotency.c.owner == bindparam("of_owner"),
+    idempotency.c.route == bindparam("of_route"),
+    idempotency.c.key == bindparam("of_key"),
+)
+_USED = select(idempotency.c.body_hash, idempotency.c.task_key).where(
+    *_THIS_KEY, idempotency.c.expires_at > bindparam("now")
+)
+
+
 def used(connection: Connection, owner: str, key: Idempotency | None, now: int) -> TaskRow | None:
     """The task for which the idempotency key was used. Raises: IdempotencyMismatch."""
     if key is None:
         return None
-    found = connection.execute(
-        select(idempotency.c.body_hash, idempotency.c.task_key).where(
-            idempotency.c.owner == owner,
-            idempotency.c.route == key.route,
-            idempotency.c.key == key.key,
-            idempotency.c.expires_at > now,
-        )
-    ).one_or_none()
+    values = {"of_owner": owner, "of_route": key.route, "of_key": key.key, "now": now}
+    found = connection.execute(_USED, values).one_or_none()
     if found is None:
         return None
     if found.body_hash != key.body_hash:
@@ -176,6 +180,17 @@ def used(connection: Connection, owner: str, key: Idempotency | None, now: int) 
 _HIGHEST = select(func.max(tasks.c.number)).where(
     tasks.c.owner == bindparam("owner"), tasks.c.agent_id == bindparam("agent_id"), tasks.c.stem == bindparam("stem")
 )
+
+
+_RENAME = (
+    update(tasks)
+    .where(tasks.c.key == bindparam("ended"))
+    .values(task_id=bindparam("new_task_id"), stem=bindparam("new_stem"), number=bindparam("new_number"))
+)
+_INSERT = insert(tasks)
+_INSERT_BODY = insert(bodies)
+_FORGET_KEY = delete(idempotency).where(*_THIS_KEY)
+_INSERT_KEY = insert(idempotency)
 
 
 def create(connection: Connection, new: NewTask) -> Accepted:
@@ -213,18 +228,17 @@ def _remember(connection: Connection, new: NewTask, task_key: int) -> None:
     key = new.idempotency
     if key is None:
         return
-    name = (idempotency.c.owner == new.owner, idempotency.c.route == key.route, idempotency.c.key == key.key)
-    connection.execute(delete(idempotency).where(*name))
-    connection.execute(
-        insert(idempotency).values(
-            owner=new.owner,
-            route=key.route,
-            key=key.key,
-            body_hash=key.body_hash,
-            expires_at=key.expires_at,
-            task_key=task_key,
-        )
-    )
+    # one that has expired may stand there still
+    connection.execute(_FORGET_KEY, {"of_owner": new.owner, "of_route": key.route, "of_key": key.key})
+    values = {
+        "owner": new.owner,
+        "route": key.route,
+        "key": key.key,
+        "body_hash": key.body_hash,
+        "expires_at": key.expires_at,
+        "task_key": task_key,
+    }
+    connection.execute(_INSERT_KEY, values)
 
 
 def _rename(connection: Connection, ended: TaskRow) -> None:
@@ -234,32 +248,32 @@ def _rename(connection: Connection, ended: TaskRow) -> None:
 
     name = next_name(ended.task_id, highest)
     stem, number = split_name(name)
-    connection.execute(update(tasks).where(tasks.c.key == ended.key).values(task_id=name, stem=stem, number=number))
+    values = {"ended": ended.key, "new_task_id": name, "new_stem": stem, "new_number": number}
+    connection.execute(_RENAME, values)
 
 
 def _insert(connection: Connection, new: NewTask, session_key: int | None) -> TaskRow:
     stem, number = split_name(new.task_id)
-    result = connection.execute(
-        insert(tasks).values(
-            owner=new.owner,
-            agent_id=new.agent_id,
-            task_id=new.task_id,
-            stem=stem,
-            number=number,
-            status="pending",
-            fingerprint=new.fingerprint,
-            policy=new.policy,
-            instance=new.instance,
-            created_at=new.created_at,
-            session_id=new.session_id,
-            session_key=session_key,
-            last_seq=0,
-        )
-    )
+    values = {
+        "owner": new.owner,
+        "agent_id": new.agent_id,
+        "task_id": new.task_id,
+        "stem": stem,
+        "number": number,
+        "status": "pending",
+        "fingerprint": new.fingerprint,
+        "policy": new.policy,
+        "instance": new.instance,
+        "created_at": new.created_at,
+        "session_id": new.session_id,
+        "session_key": session_key,
+        "last_seq": 0,
+    }
+    result = connection.execute(_INSERT, values)
     assert result.inserted_primary_key is not None
     key = int(result.inserted_primary_key[0])
-    body = insert(bodies).values(task_key=key, request=new.request, metadata=encode(new.metadata).decode())
-    connection.execute(body)
+    body = {"task_key": key, "request": new.request, "metadata": encode(new.metadata).decode()}
+    connection.execute(_INSERT_BODY, body)
     row = by_key(connection, key)
     assert row is not None
     return row
@@ -432,11 +446,7 @@ def _sweep_idempotency(connection: Connection, now: int, limit: int) -> int:
     name = select(idempotency.c.owner, idempotency.c.route, idempotency.c.key)
     rows = connection.execute(name.where(idempotency.c.expires_at <= now).limit(limit)).all()
     for owner, route, key in rows:
-        connection.execute(
-            delete(idempotency).where(
-                idempotency.c.owner == owner, idempotency.c.route == route, idempotency.c.key == key
-            )
-        )
+        connection.execute(_FORGET_KEY, {"of_owner": owner, "of_route": route, "of_key": key})
     return len(rows)
 
 
