@@ -45,6 +45,8 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             if sys.stdout is not None:
                 sys.stdout.flush()
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
             code = explain(error)
             if code is None:
@@ -54,7 +56,7 @@ class Commands(click.Group):
 
 
 def explain(error: BaseException) -> int | None:
-    """Says on stderr what an expected error is, and gives the exit code for it; None for a bug or click's own."""
+    """Says on stderr what an expected error is, and gives the exit code for it; None for a bug."""
     from hector_trio.errors import HectorError
 
     leaves = list(_leaves(error))
@@ -223,4 +225,4 @@ def main() -> None:
 
 
 # The commands register themselves; they import this module, so they come last.
-from hector_trio.cli import serve  # noqa: E402, F401
+from hector_trio.cli import calls, chat, serve, sessions  # noqa: E402, F401

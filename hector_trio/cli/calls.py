@@ -1,0 +1,205 @@
+"""``hector list | info | call``: who is served, and one task."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hector_trio.cli import FAILED, OK, connected, hector, say, target
+from hector_trio.cli.output import as_text, print_fields, print_json, print_rows, to_json, visible, write
+
+if TYPE_CHECKING:
+    from hector_trio.client import Client, TaskOptions
+    from hector_trio.models import Chunk, Task
+
+
+@hector.command(name="list")
+@connected
+def list_agents() -> None:
+    """List the agents of a server."""
+    import trio
+
+    from hector_trio.models import AgentList
+
+    async def ask(client: Client) -> AgentList:
+        async with client:
+            cards = await client.agents()
+            return AgentList(cards, len(cards))
+
+    found = trio.run(ask, target().open())
+    if target().json:
+        print_json(found)
+    else:
+        print_rows(
+            ("agent", "name", "description"), [(each.agent_id, each.name, each.description) for each in found.agents]
+        )
+
+
+@hector.command()
+@click.argument("agent")
+@connected
+def info(agent: str) -> None:
+    """Show the card of AGENT."""
+    import trio
+
+    from hector_trio.models import AgentCard
+
+    agent_id = target().agent(agent)
+
+    async def ask(client: Client) -> AgentCard:
+        async with client:
+            return await client.agent(agent_id)
+
+    print_fields(trio.run(ask, target().open()))
+
+
+def parse_pairs(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
+    """``key=value`` pairs; a value that is JSON counts as such, any other as text."""
+    import msgspec
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{pair!r} is not key=value", param_hint=flag)
+        try:
+            found[key] = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            found[key] = text
+    return found
+
+
+@hector.command()
+@click.argument("agent")
+@click.argument("prompt", default="-")
+@click.option("--stream", is_flag=True, help="Print the answer as it comes.")
+@click.option("--session", metavar="ID", help="The session that the task belongs to.")
+@click.option("--timeout", metavar="S", type=click.FloatRange(0, min_open=True), help="Seconds the task may take.")
+@click.option("--task-id", metavar="ID", help="The task's id; one is made up when it is left out.")
+@click.option("--param", metavar="KEY=VALUE", multiple=True, help="A parameter of the task; VALUE may be JSON.")
+@connected
+def call(
+    agent: str,
+    prompt: str,
+    stream: bool,
+    session: str | None,
+    timeout: float | None,
+    task_id: str | None,
+    param: tuple[str, ...],
+) -> None:
+    """Have AGENT answer PROMPT; without PROMPT, or for -, what stands on stdin.
+
+    The answer goes to stdout and nothing else does; data that the agent emits is printed as lines of JSON. With --json:
+    the whole task, or, with --stream, each chunk as a line. Ctrl-C cancels the task.
+    """
+    import trio
+
+    agent_id = target().agent(agent)
+    options: TaskOptions = {
+        "session_id": session,
+        "task_id": task_id,
+        "timeout_seconds": timeout,
+        "parameters": parse_pairs(param, "--param") or None,
+    }
+    run = _stream if stream else _run
+    code = trio.run(partial(run, target().open(), agent_id, _prompt(prompt), options, as_json=target().json))
+    if code != OK:
+        raise SystemExit(code)
+
+
+def _prompt(prompt: str) -> str:
+    if prompt != "-":
+        # Bytes of an argument that are no UTF-8 arrive as surrogates, which JSON cannot carry.
+        return prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if sys.stdin is None:
+        raise click.UsageError("There is no PROMPT, and stdin is closed")
+    if sys.stdin.isatty():
+        say("reading the prompt; end it with Ctrl-D")
+    return sys.stdin.buffer.read().decode("utf-8", "replace")
+
+
+async def _run(client: Client, agent_id: str, prompt: str, options: TaskOptions, *, as_json: bool) -> int:
+    async with client:
+        task = await client.run(agent_id, prompt, on_disconnect="cancel", **options)
+    if as_json:
+        print_json(task)
+    else:
+        _print_output(task)
+    return _task_verdict(task)
+
+
+def _print_output(task: Task) -> None:
+    from msgspec import UNSET
+
+    if task.output is not UNSET and task.output.content != "":
+        click.echo(visible(as_text(task.output.content)))
+
+
+def _task_verdict(task: Task) -> int:
+    """Says on stderr how a task has ended that is not completed."""
+    from msgspec import UNSET
+
+    if task.status == "completed":
+        return OK
+    if task.error is not UNSET:
+        say(f"task {task.status}: {visible(task.error.code)}: {visible(task.error.message)}")
+    else:
+        say(f"task {task.status}")
+    return FAILED
+
+
+async def _stream(client: Client, agent_id: str, prompt: str, options: TaskOptions, *, as_json: bool) -> int:
+    printer = ChunkPrinter()
+    async with client, client.stream(agent_id, prompt, **options) as chunks:
+        async for chunk in chunks:
+            if as_json:
+                click.echo(to_json(chunk))
+            else:
+                printer.print(chunk)
+    if not as_json:
+        printer.end()
+    assert chunks.final is not None
+    return chunk_verdict(chunks.final)
+
+
+class ChunkPrinter:
+    """Prints the chunks of an answer as they come: text as it is, data as lines of JSON, errors on stderr."""
+
+    def __init__(self) -> None:
+        self._line_open = False
+
+    def print(self, chunk: Chunk) -> None:
+        if chunk.chunk_type == "text":
+            if chunk.content:
+                write(chunk.content)
+                self._line_open = not chunk.content.endswith("\n")
+        elif chunk.chunk_type == "data":
+            self.end()
+            click.echo(to_json(chunk.content))
+        elif chunk.chunk_type == "error" and not chunk.final:
+            self.end()
+            say(visible(as_text(chunk.content)))
+
+    def end(self) -> None:
+        """Ends the line that text has begun."""
+        if self._line_open:
+            click.echo()
+            self._line_open = False
+
+
+def chunk_verdict(final: Chunk) -> int:
+    """Says on stderr how a stream has ended that is not completed."""
+    from msgspec import UNSET
+
+    if final.chunk_type == "error":
+        code = "" if final.code is UNSET else f"{visible(final.code)}: "
+        say(f"task failed: {code}{visible(as_text(final.content))}")
+        return FAILED
+    if final.status == "completed" or final.status is UNSET:
+        return OK
+    reason = "" if final.reason is UNSET else f" ({visible(final.reason)})"
+    say(f"task {final.status}{reason}")
+    return FAILED

@@ -1,0 +1,263 @@
+"""``hector chat``: a conversation on a terminal, or by a pipe; Ctrl-C cancels the answer, not the program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Final, Protocol
+
+import click
+
+from hector_trio.cli import FAILED, INTERRUPTED, OK, complain, connected, hector, say, target
+from hector_trio.cli.calls import ChunkPrinter, chunk_verdict
+from hector_trio.cli.output import as_text, print_json, to_json, visible
+
+if TYPE_CHECKING:
+    import trio
+
+    from hector_trio.client import ChunkStream, Client
+
+HINT: Final = "Ctrl-D or /quit leaves; Ctrl-C during an answer cancels it"
+COMMANDS: Final = "/session shows the session's id, /history the conversation, /quit leaves"
+
+
+@hector.command()
+@click.argument("agent")
+@click.option("--session", metavar="ID", help="Go on with this session; without it, a new one is begun.")
+@connected
+def chat(agent: str, session: str | None) -> None:
+    """Talk with AGENT, line by line.
+
+    On a terminal Ctrl-C during an answer cancels that answer; Ctrl-D or /quit leaves. By a pipe each line of stdin is a
+    turn; the answers go to stdout, everything else to stderr.
+    """
+    import trio
+
+    agent_id = target().agent(agent)
+    code = trio.run(_chat, target().open(), agent_id, session)
+    if code != OK:
+        raise SystemExit(code)
+
+
+async def _chat(client: Client, agent_id: str, session_id: str | None) -> int:
+    from hector_trio.errors import SessionMismatch
+
+    with _Interrupts() as interrupts:
+        async with client:
+            with interrupts.scope():
+                if session_id is None:
+                    session_id = (await client.create_session(agent_id)).session_id
+                elif (owner := (await client.session(session_id)).agent_id) != agent_id:
+                    raise SessionMismatch(f"Session {session_id} is a conversation with {owner}, not with {agent_id}")
+                talk = _Talk(client, agent_id, session_id, interrupts)
+                return await talk.run(_open_lines())
+        return INTERRUPTED
+
+
+class _Interrupts:
+    """SIGINT while a conversation lasts: cancels the innermost scope that is open for it.
+
+    A plain signal function, because a program started in the background has SIGINT ignored, and because nothing may be
+    lost between two reads of a channel.
+    """
+
+    def __init__(self) -> None:
+        self._scopes: list[trio.CancelScope] = []
+
+    def __enter__(self) -> _Interrupts:
+        import trio
+
+        token = trio.lowlevel.current_trio_token()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            token.run_sync_soon(self._cancel)
+
+        self._before = signal.signal(signal.SIGINT, on_signal)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _cancel(self) -> None:
+        if self._scopes:
+            self._scopes[-1].cancel()
+
+    @contextmanager
+    def scope(self) -> Iterator[trio.CancelScope]:
+        """What stands in it is what Ctrl-C ends."""
+        import trio
+
+        with trio.CancelScope() as scope:
+            self._scopes.append(scope)
+            try:
+                yield scope
+            finally:
+                self._scopes.remove(scope)
+
+
+class _Talk:
+    """One conversation: reads a line, has it answered, reads the next."""
+
+    def __init__(self, client: Client, agent_id: str, session_id: str, interrupts: _Interrupts) -> None:
+        self._client = client
+        self._agent_id = agent_id
+        self._session_id = session_id
+        self._interrupts = interrupts
+        self._json = target().json
+
+    async def run(self, lines: _Lines) -> int:
+        """Until the input ends. By a pipe, the code says whether a turn has failed."""
+        say(f"session {self._session_id}")
+        if lines.interactive:
+            say(HINT)
+        code = OK
+        while True:
+            line = await lines.next()
+            if line is None or line.strip() == "/quit":
+                return OK if lines.interactive else code
+            if not line.strip():
+                continue
+            if line.startswith("/") and not line.startswith("//"):
+                with self._interrupts.scope():
+                    await self._command(line.split()[0])
+                continue
+            turn = await self._turn(line.removeprefix("/") if line.startswith("//") else line)
+            code = code or turn
+
+    async def _turn(self, prompt: str) -> int:
+        """One question and its answer, live. Whatever goes wrong ends the turn, not the conversation."""
+        from hector_trio.errors import HectorError
+
+        printer = ChunkPrinter()
+        code = FAILED
+        cancelled = False
+        try:
+            with self._interrupts.scope() as turn:
+                async with self._client.stream(self._agent_id, prompt, session_id=self._session_id) as chunks:
+                    with self._interrupts.scope() as listening:
+                        await self._print(chunks, printer)
+                    if cancelled := listening.cancelled_caught:
+                        # A second Ctrl-C does not wait for what the server says to this: it hangs up.
+                        await chunks.cancel()
+                        await self._print(chunks, printer)
+                printer.end()
+                assert chunks.final is not None
+                cancelled = cancelled and chunks.final.status == "cancelled"
+                code = FAILED if cancelled else chunk_verdict(chunks.final)
+            if cancelled or turn.cancelled_caught:
+                printer.end()
+                say("cancelled")
+        except HectorError as error:
+            printer.end()
+            complain(error)
+        return code
+
+    async def _print(self, chunks: ChunkStream, printer: ChunkPrinter) -> None:
+        async for chunk in chunks:
+            if self._json:
+                click.echo(to_json(chunk))
+            else:
+                printer.print(chunk)
+
+    async def _command(self, name: str) -> None:
+        if name == "/session":
+            click.echo(self._session_id)
+        elif name == "/history":
+            await self._history()
+        else:
+            say(f"there is no command {name}; {COMMANDS}. Begin with // to send a line that begins with /")
+
+    async def _history(self) -> None:
+        from hector_trio.errors import HectorError
+
+        try:
+            messages = await self._client.messages(self._session_id)
+        except HectorError as error:
+            complain(error)
+            return
+        if self._json:
+            print_json({"messages": messages, "total": len(messages)})
+            return
+        for each in messages:
+            click.echo(f"{each.role}: {visible(as_text(each.content))}")
+
+
+# --- reading lines ----------------------------------------------------------------------------------------------------
+
+
+class _Lines(Protocol):
+    """Where the turns come from."""
+
+    interactive: bool
+
+    async def next(self) -> str | None:
+        """The next line, without its end; None when there is none any more."""
+
+
+def _open_lines() -> _Lines:
+    if sys.stdin is not None and sys.stdin.isatty():
+        return _PromptLines()
+    return _PipeLines()
+
+
+class _PipeLines:
+    """Lines of a stdin that is no terminal.
+
+    Waits by the event loop, not in a thread: a thread that is stuck in a read could not be ended by Ctrl-C, and
+    would hold stdin's lock when the program ends.
+    """
+
+    interactive = False
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._ended = False
+
+    async def next(self) -> str | None:
+        import trio
+
+        while b"\n" not in self._rest and not self._ended:
+            try:
+                await trio.lowlevel.wait_readable(0)
+            except PermissionError:
+                await trio.lowlevel.checkpoint()  # a file, which can always be read
+            data = os.read(0, 1 << 16)
+            self._rest += data
+            self._ended = not data
+        line, newline, self._rest = self._rest.partition(b"\n")
+        if not line and not newline:
+            return None
+        return line.decode("utf-8", "replace").removesuffix("\r")
+
+
+class _PromptLines:
+    """Lines that a person edits, with history, while the event loop goes on: the prompt has a thread of its own."""
+
+    interactive = True
+
+    def __init__(self) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import create_output
+
+        # The prompt is for people and goes where the messages for people go when stdout is not theirs.
+        output = create_output(stdout=sys.stdout if sys.stdout is not None and sys.stdout.isatty() else sys.stderr)
+        self._session: PromptSession[str] = PromptSession("> ", output=output)
+
+    async def next(self) -> str | None:
+        import trio
+
+        while True:
+            try:
+                # Ctrl-C is a key here, not a signal. A signal from elsewhere counts once the line is there.
+                return await trio.to_thread.run_sync(self._ask)
+            except EOFError:
+                return None
+            except KeyboardInterrupt:
+                say(HINT)
+
+    def _ask(self) -> str:
+        return self._session.prompt(handle_sigint=False)
