@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import structlog
 import trio
@@ -41,8 +41,6 @@ CLOSING_LIMIT: Final = 3.0
 """Seconds that connections are given to finish after the drain."""
 
 log = structlog.stdlib.get_logger("hector_trio.server")
-
-T = TypeVar("T")
 
 
 # --- opening, in order ------------------------------------------------------------------------------------------------
@@ -377,7 +375,7 @@ async def serve(
     Raises: ConfigError, StartError.
     """
     check_exposure(settings)
-    stop = stop or trio.Event()
+    stop = trio.Event() if stop is None else stop
     context = tls_context(settings.server)
     sockets = listen(settings.server)
     try:
@@ -412,13 +410,13 @@ async def serve(
                 os.unlink(settings.server.uds)
 
 
-class Tell(Generic[T]):
+class Tell:
     """A ``TaskStatus`` that calls a function: for a caller that has no nursery to start a task in."""
 
-    def __init__(self, function: Callable[[T], None]) -> None:
+    def __init__(self, function: Callable[[Any], None]) -> None:
         self._function = function
 
-    def started(self, value: T) -> None:
+    def started(self, value: Any = None) -> None:
         self._function(value)
 
 
@@ -483,8 +481,9 @@ def announcement(settings: Settings, serving: Serving) -> str:
     for agent_id, agent in agents.items():
         lines.append(f"  agent      {agent_id}  {agent.info.description}".rstrip())
     lines.append(f"  data       {'memory only' if store == 'memory' else Path(store).resolve()}")
-    agent_id = settings.default_agent if settings.default_agent in agents else next(iter(agents), None)
-    if agent_id is not None:
+    if agents:
+        default = settings.default_agent
+        agent_id = default if default in agents else next(iter(agents))
         token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
         place = f"{url}/agents/{agent_id}/tasks"
         if url.startswith("unix:"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
@@ -27,8 +27,10 @@ from hector_trio.models import Chunk, TaskRequest, encode, timestamp
 from hector_trio.stores import Accepted
 from hector_trio.task import TaskRow
 from hector_trio.transports import Services
+from hector_trio.transports.guard import SUBPROTOCOL
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.requests import check_task_request, decode_json
+from hector_trio.transports.routes import PRINCIPAL
 
 BATCH: Final = 64
 """Chunks that one task may put into a round before the next task's turn comes."""
@@ -84,7 +86,8 @@ def add_websocket(app: HectorQuart, services: Services) -> None:
         if services.engine.draining:
             raise Draining("The server is shutting down; it takes no new streams", retry_after=5)
         current: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]
-        await current.accept(subprotocol=current.scope.get("hector.subprotocol"))
+        scope = cast(dict[str, Any], current.scope)
+        await current.accept(subprotocol=scope.get(SUBPROTOCOL))
         with services.metrics.stream("websocket"):
             await Socket(services, agent_id, current).serve()
 
@@ -96,10 +99,10 @@ class Socket:
         self._engine = services.engine
         self._limits = services.settings.limits
         self._agent_id = agent_id
-        self._principal: Principal = current.scope["hector.principal"]
+        scope = cast(dict[str, Any], current.scope)
+        self._principal: Principal = scope[PRINCIPAL]
         self._websocket = current
-        extensions: dict[str, Any] = current.scope.get("extensions") or {}
-        self._send_many: SendMany = extensions.get("hector.send_many") or self._send_each
+        self._send_many: SendMany = (scope.get("extensions") or {}).get("hector.send_many") or self._send_each
         self._wakeup = Wakeup()
         self._followers: dict[str, Follower] = {}
         self._started: dict[str, TaskRow] = {}

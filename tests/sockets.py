@@ -1,0 +1,98 @@
+"""WebSocket clients for tests: one that speaks properly, one that is only a socket and leaves as a test wants."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from trio_websocket import WebSocketConnection, open_websocket_url
+
+from tests.serving import Served
+
+
+@asynccontextmanager
+async def connected(server: Served, agent: str = "assistant", **options: Any) -> AsyncIterator[Peer]:
+    url = server.url.replace("http", "ws", 1) + f"/agents/{agent}/stream"
+    async with open_websocket_url(url, **options) as websocket:
+        yield Peer(websocket)
+
+
+class Peer:
+    """A client that sends JSON and reads JSON."""
+
+    def __init__(self, websocket: WebSocketConnection) -> None:
+        self.websocket = websocket
+
+    async def send(self, frame: Any) -> None:
+        await self.websocket.send_message(frame if isinstance(frame, str | bytes) else json.dumps(frame))
+
+    async def ask(self, text: str, **request: Any) -> None:
+        await self.send({"input": {"type": "text/plain", "content": text}, **request})
+
+    async def read(self) -> dict[str, Any]:
+        with trio.fail_after(5):
+            frame: dict[str, Any] = json.loads(await self.websocket.get_message())
+            return frame
+
+    async def read_to_final(self) -> list[dict[str, Any]]:
+        """The frames up to the first final chunk."""
+        frames = [await self.read()]
+        while not frames[-1].get("final"):
+            frames.append(await self.read())
+        return frames
+
+
+class RawPeer:
+    """A WebSocket client over a plain socket."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.received = bytearray()
+
+    async def send_text(self, text: str) -> None:
+        data = text.encode()
+        mask = os.urandom(4)
+        size = bytes((0x80 | len(data),)) if len(data) < 126 else struct.pack("!BH", 0x80 | 126, len(data))
+        await self.stream.send_all(b"\x81" + size + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
+
+    async def ask(self, text: str, **request: Any) -> None:
+        await self.send_text(json.dumps({"input": {"type": "text/plain", "content": text}, **request}))
+
+    async def wait_for(self, text: bytes) -> None:
+        with trio.fail_after(5):
+            while text not in self.received:
+                data = await self.stream.receive_some(65536)
+                assert data, "the server closed the connection"
+                self.received += data
+
+    async def leave(self, how: str) -> None:
+        """``close``: a Close frame; ``fin``: the end of the stream; ``rst``: an abrupt reset."""
+        if how == "close":
+            await self.stream.send_all(b"\x88\x82\0\0\0\0" + struct.pack("!H", 1000))
+        elif how == "fin":
+            await self.stream.send_eof()
+        else:
+            self.stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.stream.socket.close()
+
+
+@asynccontextmanager
+async def raw(server: Served, agent: str = "assistant") -> AsyncIterator[RawPeer]:
+    stream = await trio.open_tcp_stream(*server.address)
+    async with stream:
+        peer = RawPeer(stream)
+        key = base64.b64encode(os.urandom(16)).decode()
+        await stream.send_all(
+            f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {server.host}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        await peer.wait_for(b"\r\n\r\n")
+        assert peer.received.startswith(b"HTTP/1.1 101")
+        yield peer

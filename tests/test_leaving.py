@@ -1,0 +1,132 @@
+"""Leaving, with a real model's server behind the agent: the cut reaches it, at once, from wherever the run is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from hector_trio.config import Limits, LlmAgent, OpenAiLlm, Settings
+from tests.fake_model import FakeModel, says, serve_fake_model, silent, stalls
+from tests.serving import Served, serving, settings_of
+from tests.sockets import connected, raw
+
+
+def with_model(fake: FakeModel, limits: Limits | None = None) -> Settings:
+    return settings_of(
+        llms={"model": OpenAiLlm(model="any", base_url=fake.base_url, api_key="k" * 20)},
+        agents={"a": LlmAgent(llm="model")},
+        limits=limits or Limits(),
+    )
+
+
+@asynccontextmanager
+async def model_and_server(limits: Limits | None = None) -> AsyncIterator[tuple[FakeModel, Served]]:
+    async with trio.open_nursery() as nursery:
+        fake = await serve_fake_model(nursery)
+        async with serving(with_model(fake, limits)) as server:
+            yield fake, server
+        nursery.cancel_scope.cancel()
+
+
+async def quiet(server: Served) -> None:
+    """Returns when nothing runs."""
+    with trio.fail_after(5):
+        while server.engine.running or server.engine.queued:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("how", ["close", "fin", "rst"])
+@pytest.mark.parametrize("when", ["before the first token", "between tokens"])
+async def test_leaving_closes_the_models_connection(how: str, when: str) -> None:
+    async with model_and_server() as (fake, server):
+        fake.plan(silent() if when == "before the first token" else stalls("tok"))
+        async with raw(server, "a") as peer:
+            await peer.ask("x")
+            with trio.fail_after(5):
+                (request,) = await fake.wait_requests(1)
+            if when == "between tokens":
+                await peer.wait_for(b'"tok"')
+            await peer.leave(how)
+            with trio.fail_after(5):
+                await request.closed.wait()
+        await quiet(server)
+
+
+async def test_a_cancel_through_rest_closes_the_models_connection_and_says_so_when_it_has() -> None:
+    async with model_and_server() as (fake, server), server.client() as client:
+        fake.plan(silent())
+        async with connected(server, "a") as peer:
+            await peer.ask("x", taskId="t")
+            (request,) = await fake.wait_requests(1)
+            answer = (await client.post("/agents/a/tasks/t/cancel")).json()
+            assert answer["status"] == "cancelled"
+            with trio.fail_after(5):
+                await request.closed.wait()
+            assert (await peer.read_to_final())[-1]["status"] == "cancelled"
+
+
+async def test_a_task_that_continues_keeps_its_model_and_its_answer_is_in_the_history() -> None:
+    async with model_and_server() as (fake, server), server.client() as client:
+        gate = trio.Semaphore(1)
+        fake.plan(says("half ", "whole", gate=gate))
+        session = (await client.post("/sessions", json={"agentId": "a"})).json()["sessionId"]
+        async with raw(server, "a") as peer:
+            await peer.ask("x", onDisconnect="continue", context={"sessionId": session})
+            await peer.wait_for(b'"half "')
+            await peer.leave("rst")
+        gate.release()
+        gate.release()
+        await quiet(server)
+        messages = (await client.get(f"/sessions/{session}/messages")).json()["messages"]
+        assert [message["content"] for message in messages] == ["x", "half whole"]
+
+
+async def test_a_client_that_vanishes_without_a_packet_is_found() -> None:
+    """It answers no ping and reads nothing; its kernel would, so only the silence of its program tells."""
+    async with model_and_server(Limits(ping_interval=0.1)) as (fake, server):
+        fake.plan(silent())
+        async with raw(server, "a") as peer:
+            await peer.ask("x")
+            (request,) = await fake.wait_requests(1)
+            with trio.fail_after(5):
+                await request.closed.wait()
+
+
+async def test_a_thousand_cut_streams_leave_no_task_and_no_socket_behind() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with model_and_server() as (fake, server):
+
+        async def cut(n: int) -> None:
+            async with raw(server, "a") as peer:
+                await peer.ask("x")
+                await peer.wait_for(b'"tok"')
+                await peer.leave(("close", "fin", "rst")[n % 3])
+
+        async def many(count: int) -> None:
+            for start in range(0, count, 50):
+                fake.plan(*(stalls("tok") for _ in range(50)))
+                async with trio.open_nursery() as nursery:
+                    for n in range(start, start + 50):
+                        nursery.start_soon(cut, n)
+            await quiet(server)
+            with trio.fail_after(5):
+                await fake.wait_connections(0)
+                while server.services.metrics.open_streams():
+                    await trio.lowlevel.checkpoint()
+
+        with trio.fail_after(120):
+            await many(50)
+            before = tasks(), descriptors()
+            await many(1000)
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+        assert (tasks(), descriptors()) <= before
