@@ -110,11 +110,14 @@ class OpenAiProvider:
             await trio.sleep(wait)
 
     async def _attempt(self, request: ModelRequest, on_delta: OnDelta) -> ModelResult | _Failure:
-        post = self._client.build_request("POST", self._url, content=self._body(request))
-        try:
-            response = await self._client.send(post, stream=True)
-        except httpx2.HTTPError as error:
-            return self._no_answer(error)
+        content = self._body(request)
+        with trio.CancelScope() as scope:
+            trace = _Connecting(scope).trace
+            post = self._client.build_request("POST", self._url, content=content, extensions={"trace": trace})
+            try:
+                response = await self._client.send(post, stream=True)
+            except httpx2.HTTPError as error:
+                return self._no_answer(error)
         async with aclosing(response):
             if response.status_code != 200:
                 return self._refused(response.status_code, response.headers, await _read_error(response))
@@ -259,6 +262,32 @@ class OpenAiProvider:
         if kind in ("429", "rate_limit_exceeded", "rate_limit_error"):
             return self._error("model_rate_limited", "broke off its answer", said=said, retryable=True)
         return self._error("model_error", "broke off its answer", said=said)
+
+
+class _Connecting:
+    """Closes two gaps in which httpcore loses a connection that is cancelled while it is being made.
+
+    A cancel in the TLS handshake leaves the socket to the garbage collector: it is closed here. A cancel that arrives
+    after a connection is made and before its request is begun leaves it in the pool for ever, where it takes one of
+    ``max_connections``: ``scope`` is shielded for that moment, in which nothing waits for anything outside.
+    """
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._socket: trio.abc.AsyncResource | None = None
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Called by httpcore at every step of a request (its documented ``trace`` extension)."""
+        step = event.partition(".")[2]
+        if step == "connect_tcp.complete":
+            self._socket = info["return_value"]
+            self._scope.shield = True
+        elif step == "start_tls.complete":
+            self._scope.shield = True
+        elif step in ("start_tls.started", "send_request_headers.started"):
+            self._scope.shield = False
+        elif step == "start_tls.failed" and self._socket is not None:
+            await self._socket.aclose()
 
 
 class _Failure(Struct, frozen=True):

@@ -8,10 +8,11 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 
@@ -799,6 +800,51 @@ async def test_after_many_cancels_at_any_moment_nothing_is_left(fake: FakeModel)
         fake.default = says("ok")
         assert (await ask(provider))[0] == ["ok"]
     with trio.fail_after(5):
+        await fake.wait_connections(0)
+
+
+STEPS = (
+    "connection.connect_tcp.started",
+    "connection.connect_tcp.complete",
+    "http11.send_request_headers.started",
+    "http11.send_request_headers.complete",
+    "http11.send_request_body.started",
+    "http11.send_request_body.complete",
+    "http11.receive_response_headers.started",
+    "http11.receive_response_headers.complete",
+    "http11.receive_response_body.started",
+    "http11.receive_response_body.complete",
+    "http11.response_closed.started",
+    "http11.response_closed.complete",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_cancel_at_any_step_of_the_request_costs_the_pool_nothing(fake: FakeModel, step: str) -> None:
+    scope = trio.CancelScope()
+    steps: list[str] = []
+
+    async def cancel_at_the_step(request: httpx2.Request) -> None:
+        trace = request.extensions["trace"]
+
+        async def trace_and_cancel(event: str, info: dict[str, Any]) -> None:
+            await trace(event, info)
+            steps.append(event)
+            if event == step:
+                scope.cancel()
+
+        request.extensions = {**request.extensions, "trace": trace_and_cancel}
+
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": [cancel_at_the_step]}
+    chosen = settings(fake.base_url)
+    async with httpx2.AsyncClient(event_hooks=hooks, limits=httpx2.Limits(max_connections=1)) as client:
+        provider = OpenAiProvider(chosen, client, httpx2.URL(fake.base_url + "/chat/completions"))
+        with trio.fail_after(5):
+            with scope:
+                await provider.stream(QUESTION, _ignore)
+            assert step in steps
+            assert (await ask(provider))[0]
+    with trio.fail_after(2):
         await fake.wait_connections(0)
 
 
