@@ -1,0 +1,84 @@
+"""The one table from error code to HTTP status, and an error as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import UNSET
+
+from hector_trio.auth import CHALLENGE
+from hector_trio.errors import HectorError
+from hector_trio.models import Problem, encode
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+STATUS: Final[dict[str, int]] = {
+    "invalid_request": 400,
+    "session_mismatch": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "agent_not_found": 404,
+    "session_not_found": 404,
+    "task_not_found": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "task_exists": 409,
+    "task_running": 409,
+    "session_exists": 409,
+    "session_busy": 409,
+    "not_waiting": 409,
+    "gone": 410,
+    "precondition_failed": 412,
+    "payload_too_large": 413,
+    "idempotency_mismatch": 422,
+    "rate_limited": 429,
+    "internal_error": 500,
+    "start_failed": 500,
+    "config_invalid": 500,
+    "store_unavailable": 503,
+    "draining": 503,
+}
+"""Total: every code of the tree of errors stands here (a test walks it)."""
+
+RETRY_AFTER: Final[dict[int, int]] = {429: 1, 503: 5}
+"""Seconds, for an error that does not say them itself."""
+
+INTERNAL: Final = HectorError("An internal error; it has been logged")
+"""All that a client learns of a bug."""
+
+
+def status_of(error: HectorError) -> int:
+    return STATUS[error.code]
+
+
+def problem(error: HectorError, *, instance: str, request_id: str) -> Problem:
+    """RFC 9457: ``type`` is the code as a URN, ``instance`` the path that was asked."""
+    return Problem(
+        type=f"urn:hector:problem:{error.code}",
+        title=error.title,
+        status=status_of(error),
+        detail=error.detail,
+        instance=instance,
+        code=error.code,
+        retryable=error.retryable,
+        request_id=request_id,
+        task_id=UNSET if error.task_id is None else error.task_id,
+        errors=error.errors or UNSET,
+    )
+
+
+def headers_of(error: HectorError) -> dict[str, str]:
+    """What goes beside the body: ``Retry-After`` (RFC 9110, 10.2.3), ``WWW-Authenticate`` (RFC 6750, 3)."""
+    status = status_of(error)
+    headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
+    seconds = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
+    if seconds is not None:
+        headers["Retry-After"] = str(seconds)
+    if status == 401:
+        headers["WWW-Authenticate"] = CHALLENGE
+    return headers
+
+
+def body_of(error: HectorError, *, instance: str, request_id: str) -> bytes:
+    return encode(problem(error, instance=instance, request_id=request_id))

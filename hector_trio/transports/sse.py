@@ -1,0 +1,118 @@
+"""Server-sent events (WHATWG HTML, 9.2): a task's log as a stream, and where a reader may begin."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Final
+
+import structlog
+import trio
+from msgspec import UNSET
+
+from hector_trio.errors import HectorError
+from hector_trio.log import Follower, now_ms
+from hector_trio.models import Chunk, encode, timestamp
+from hector_trio.observability import Metrics
+from hector_trio.sse import comment
+from hector_trio.transports.requests import invalid
+
+KEEP_ALIVE: Final = 2.5
+"""Seconds without a chunk after which a comment is sent; PROTOCOL promises 3."""
+
+log = structlog.stdlib.get_logger("hector_trio.sse")
+
+
+class EventStream:
+    """The chunks of one task as events, replayed and then live, ending after the final one. Costs a cursor.
+
+    Whatever is ready leaves as one message. A log that cannot be read on ends with one uncommitted ``error`` event
+    (seq 0) that carries no id, so that a browser comes back where it was.
+    """
+
+    def __init__(self, follower: Follower, metrics: Metrics) -> None:
+        self._follower = follower
+        self._metrics = metrics
+        self._open = ExitStack()
+        self._begun = False
+        self._done = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            self._begin()
+            if not self._follower.ready:
+                return comment()  # tells proxies and readers at once that the stream is open
+        if self._done:
+            raise StopAsyncIteration
+        before = self._follower.after
+        lines: list[bytes] | None = None
+        try:
+            if self._follower.ready:
+                lines = await self._follower.read()
+            else:
+                with trio.move_on_after(KEEP_ALIVE):
+                    lines = await self._follower.read()
+        except HectorError as error:
+            return self._fail(error)
+        if lines is None:
+            return comment()
+        if lines:
+            return events(lines, before + 1)
+        if self._follower.failure is not None:
+            return self._fail(self._follower.failure)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._done = True
+        self._open.close()
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._open.enter_context(self._metrics.stream("sse"))
+        self._open.enter_context(self._follower)
+
+    def _fail(self, error: HectorError) -> bytes:
+        log.warning("stream_failed", task_id=self._follower.task_id, code=error.code, detail=error.detail)
+        self._done = True
+        return b"data: " + encode(uncommitted(self._follower.task_id, error)) + b"\n\n"
+
+
+def events(lines: list[bytes], first_seq: int) -> bytes:
+    """Encoded chunks, numbered from ``first_seq``, as events. JSON holds no line break, so none is looked for."""
+    return b"".join(b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(lines, first_seq))
+
+
+def uncommitted(task_id: str, error: HectorError) -> Chunk:
+    """The chunk that ends a stream whose log cannot be read on; it stands in no log."""
+    return Chunk(
+        task_id=task_id,
+        seq=0,
+        chunk_type="error",
+        content=error.detail,
+        timestamp=timestamp(now_ms()),
+        final=True,
+        status="failed",
+        code=error.code,
+        retryable=True if error.retryable else UNSET,
+    )
+
+
+def starting_point(*, ended: bool, last_seq: int, after: int, last_event_id: int | None) -> int | None:
+    """The seq after which a reader begins; ``None``: there is nothing for it, answer 204.
+
+    ``last_event_id`` wins over ``after``, because a browser that comes back repeats the address of its first request.
+    A reader of an ended task that has it all is told to stop by 204 when it is a browser that came back, and gets the
+    final chunk once more when it asked with ``after``. Raises: InvalidRequest for a seq that a live task has not
+    reached.
+    """
+    if last_event_id is not None:
+        if ended and last_event_id >= last_seq:
+            return None
+        wanted, name = last_event_id, "Last-Event-ID"
+    else:
+        wanted, name = min(after, last_seq - 1) if ended else after, "after"
+    if wanted > last_seq:
+        raise invalid(f"/{name}", f"is beyond the last chunk, which is {last_seq}")
+    return max(wanted, 0)
