@@ -24,7 +24,16 @@ from hector_trio.errors import (
 from hector_trio.models import Content, TaskError, encode
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment, StoreStatistics
-from hector_trio.stores.rules import check_appends, next_name, page_position, page_token, patched, split_name, text_of
+from hector_trio.stores.rules import (
+    Quota,
+    check_appends,
+    next_name,
+    page_position,
+    page_token,
+    patched,
+    split_name,
+    text_of,
+)
 from hector_trio.task import TaskRow
 
 T = TypeVar("T", Content, TaskError, MessageRow)
@@ -78,6 +87,7 @@ class MemoryStore:
         self._numbers: dict[tuple[str, str, str], list[int]] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._idempotency: dict[tuple[str, str, str], tuple[Idempotency, int]] = {}
+        self._quota = Quota()
         self._size = 0
         self._operations = 0
 
@@ -242,8 +252,11 @@ class MemoryStore:
         same = self._sessions.get(name)
         if same is not None and (not same.expired(now) or self._is_at_work(same)):
             raise SessionExists(f"Session {row.session_id} exists")
-        held = sum(1 for (owner, _), one in self._sessions.items() if owner == row.owner and not one.expired(now))
-        if held >= limit:
+
+        def held() -> int:
+            return sum(owner == row.owner and not one.expired(now) for (owner, _), one in self._sessions.items())
+
+        if not self._quota.admits(row.owner, limit, held):
             raise RateLimited(f"No more than {limit} sessions")
         if same is not None:
             self._remove_session(same)

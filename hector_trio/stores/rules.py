@@ -99,6 +99,26 @@ def patched(row: SessionRow, *, now: int, state: Any, metadata: Any, if_match: s
     return msgspec.structs.replace(row, last_activity_at=max(row.last_activity_at, now), **members)
 
 
+class Quota:
+    """Counts an owner's sessions only when the limit may be near: counting costs as much as there are.
+
+    It remembers a number that is never too small, for nobody else adds sessions: the last count and all since.
+    """
+
+    def __init__(self) -> None:
+        self._at_most: dict[str, int] = {}
+
+    def admits(self, owner: str, limit: int, count: Callable[[], int]) -> bool:
+        """Whether ``owner``, who has ``count()`` sessions, may have one more; that one is taken as made."""
+        held = self._at_most.get(owner, limit)
+        if held >= limit:
+            held = count()
+        if len(self._at_most) >= 10_000:
+            self._at_most.clear()
+        self._at_most[owner] = held + 1
+        return held < limit
+
+
 def text_of(value: Any) -> str:
     """A metadata value as filters compare it: strings as they are, everything else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -29,7 +29,7 @@ from hector_trio.stores import (
     sqlite,
 )
 from hector_trio.stores.readers import Readers
-from hector_trio.stores.rules import check_appends
+from hector_trio.stores.rules import Quota, check_appends
 from hector_trio.stores.schema import HEAD, instances
 from hector_trio.stores.writer import Writer
 from hector_trio.task import TaskRow
@@ -146,6 +146,7 @@ class SqlStore:
     def __init__(self, opened: _Opened, instance: str) -> None:
         self._instance = instance
         self._path = opened.path
+        self._quota = Quota()
         self._appender = sql_tasks.Appender(opened.writing.dialect)
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
         self._writer = Writer(opened.writing.connect, sqlite.meaning)
@@ -220,7 +221,7 @@ class SqlStore:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def create_session(self, row: SessionRow, *, limit: int) -> None:
-        await self._writer.run(lambda c: sql_sessions.create(c, row, limit))
+        await self._writer.run(lambda c: sql_sessions.create(c, row, limit, self._quota))
 
     async def get_session(self, owner: str, session_id: str, *, now: int) -> SessionRow | None:
         return await self._read(lambda c: sql_sessions.get(c, owner, session_id, now))

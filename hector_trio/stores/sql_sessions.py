@@ -13,7 +13,7 @@ from hector_trio.errors import RateLimited, SessionExists, SessionNotFound
 from hector_trio.models import encode
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import Page
-from hector_trio.stores.rules import page_position, page_token, patched, text_of
+from hector_trio.stores.rules import Quota, page_position, page_token, patched, text_of
 from hector_trio.stores.schema import NEVER, labels, messages, sessions, tasks
 
 _json = msgspec.json.decode
@@ -71,12 +71,17 @@ def get(connection: Connection, owner: str, session_id: str, now: int) -> Sessio
     return None if row is None else _session(row)
 
 
-def create(connection: Connection, row: SessionRow, limit: int) -> None:
+def create(connection: Connection, row: SessionRow, limit: int, quota: Quota) -> None:
     now = row.created_at
     same = connection.execute(_BY_NAME, {"owner": row.owner, "session_id": row.session_id}).one_or_none()
     if same is not None and (same.expires_at > now or _is_at_work(connection, same.key)):
         raise SessionExists(f"Session {row.session_id} exists")
-    if connection.execute(_HELD, {"owner": row.owner, "now": now, "limit": limit}).scalar_one() >= limit:
+
+    def held() -> int:
+        values = {"owner": row.owner, "now": now, "limit": limit}
+        return int(connection.execute(_HELD, values).scalar_one())
+
+    if not quota.admits(row.owner, limit, held):
         raise RateLimited(f"No more than {limit} sessions")
     if same is not None:
         connection.execute(delete(sessions).where(sessions.c.key == same.key))
