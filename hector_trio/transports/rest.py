@@ -10,6 +10,7 @@ import trio
 from quart import Quart, Request, Response, Websocket, has_request_context, request, websocket
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.exceptions import MethodNotAllowed as NoSuchMethod
+from werkzeug.routing import WebsocketMismatch
 
 from hector_trio.agents import AgentInfo
 from hector_trio.errors import (
@@ -178,9 +179,17 @@ def add_routes(app: Quart, services: Services) -> None:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = services.settings.limits.body_bytes
+    methods: dict[str, set[str]] = {}
     for route in ROUTES:
         path = route.path.replace("{", "<").replace("}", ">")
-        app.add_url_rule(path, route.name, _view(route, services), methods=[route.method])
+        app.add_url_rule(
+            path, route.name, _view(route, services), methods=[route.method], provide_automatic_options=False
+        )
+        methods.setdefault(path, set()).update(
+            {route.method, "OPTIONS"} | ({"HEAD"} if route.method == "GET" else set())
+        )
+    for path, names in methods.items():
+        app.add_url_rule(path, f"OPTIONS {path}", _options(names), methods=["OPTIONS"])
     app.before_websocket(_name_route)
     app.register_error_handler(HectorError, refuse)
     app.register_error_handler(HTTPException, _refuse_http)
@@ -198,6 +207,15 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
         return respond(await route.run(call))
 
     return view
+
+
+def _options(methods: set[str]) -> Callable[..., Awaitable[Response]]:
+    """RFC 9110, 9.3.7. A browser's preflight never comes this far."""
+
+    async def options(**_: str) -> Response:
+        return respond(Reply(204, headers={"Allow": ", ".join(sorted(methods))}))
+
+    return options
 
 
 async def _name_route() -> None:
@@ -232,6 +250,10 @@ def _own(error: HTTPException) -> tuple[HectorError, dict[str, str]]:
         case 405 if isinstance(error, NoSuchMethod):
             allow = ", ".join(sorted(error.valid_methods or ()))
             return MethodNotAllowed(f"This path answers {allow}"), {"Allow": allow}
+        case _ if isinstance(error, WebsocketMismatch):
+            return InvalidRequest(
+                "A WebSocket is served at some paths, HTTP at the others; this path serves the other"
+            ), {}
         case 404:
             return NotFound("There is nothing at this path"), {}
         case 413:

@@ -17,6 +17,7 @@ from hector_trio.errors import (
     SessionBusy,
     SessionMismatch,
     SessionNotFound,
+    StoreUnavailable,
     TaskExists,
     TaskNotFound,
     TaskRunning,
@@ -27,6 +28,7 @@ from hector_trio.stores import Idempotency
 from hector_trio.task import TaskRow, session_of, wire_task
 from hector_trio.transports.negotiation import Preferences, idempotency_key, preferences, wants_events
 from hector_trio.transports.requests import (
+    MAX_NUMBER,
     canonical,
     check_task_request,
     choice,
@@ -98,10 +100,17 @@ async def _run(call: Call, agent_id: str, request: TaskRequest, route: str) -> R
 
 
 async def _wait(engine: Engine, row: TaskRow, patience: float | None) -> TaskRow:
-    """The row when the task has ended, or when ``patience`` (seconds) has."""
+    """The row when the task has ended, or when ``patience`` (seconds) has.
+
+    Raises: StoreUnavailable when the store refuses the task's chunks: its end would have to wait for the store.
+    """
     if row.ended or patience == 0:
         return row
     with trio.move_on_after(float("inf") if patience is None else patience):
+        with engine.follow(row, MAX_NUMBER) as follower:
+            await follower.read()  # there is no such chunk, so this returns when nothing more comes
+        if isinstance(follower.failure, StoreUnavailable):
+            raise StoreUnavailable(follower.failure.detail, task_id=row.task_id)
         return await engine.wait(row)
     return await engine.store.get_task_by_key(row.key) or row
 
@@ -135,7 +144,10 @@ async def get_task(call: Call) -> Reply:
 
 
 async def cancel_task(call: Call) -> Reply:
-    return json_reply(wire_task(await call.services.engine.cancel(await _find(call))))
+    engine = call.services.engine
+    row = await _find(call)
+    engine.stop([row], "requested")
+    return json_reply(wire_task(await _wait(engine, row, None)))
 
 
 async def delete_task(call: Call) -> Reply:

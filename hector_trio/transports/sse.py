@@ -7,14 +7,14 @@ from typing import Final
 
 import structlog
 import trio
-from msgspec import UNSET
 
 from hector_trio.errors import HectorError
-from hector_trio.log import Follower, now_ms
-from hector_trio.models import Chunk, encode, timestamp
+from hector_trio.log import Follower
+from hector_trio.models import encode
 from hector_trio.observability import Metrics
 from hector_trio.sse import comment
 from hector_trio.transports.requests import invalid
+from hector_trio.transports.websocket import refused
 
 KEEP_ALIVE: Final = 2.5
 """Seconds without a chunk after which a comment is sent; PROTOCOL promises 3."""
@@ -76,27 +76,12 @@ class EventStream:
     def _fail(self, error: HectorError) -> bytes:
         log.warning("stream_failed", task_id=self._follower.task_id, code=error.code, detail=error.detail)
         self._done = True
-        return b"data: " + encode(uncommitted(self._follower.task_id, error)) + b"\n\n"
+        return b"data: " + encode(refused(self._follower.task_id, error)) + b"\n\n"
 
 
 def events(lines: list[bytes], first_seq: int) -> bytes:
     """Encoded chunks, numbered from ``first_seq``, as events. JSON holds no line break, so none is looked for."""
     return b"".join(b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(lines, first_seq))
-
-
-def uncommitted(task_id: str, error: HectorError) -> Chunk:
-    """The chunk that ends a stream whose log cannot be read on; it stands in no log."""
-    return Chunk(
-        task_id=task_id,
-        seq=0,
-        chunk_type="error",
-        content=error.detail,
-        timestamp=timestamp(now_ms()),
-        final=True,
-        status="failed",
-        code=error.code,
-        retryable=True if error.retryable else UNSET,
-    )
 
 
 def starting_point(*, ended: bool, last_seq: int, after: int, last_event_id: int | None) -> int | None:
