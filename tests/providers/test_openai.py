@@ -360,9 +360,7 @@ async def test_a_server_that_stays_busy_is_rate_limited(fake: FakeModel, provide
 
 
 @pytest.mark.parametrize("wait", ["61", email.utils.formatdate(time.time() + 3600)])
-async def test_too_long_a_wait_is_not_waited_but_told(
-    fake: FakeModel, provider: OpenAiProvider, wait: str
-) -> None:
+async def test_too_long_a_wait_is_not_waited_but_told(fake: FakeModel, provider: OpenAiProvider, wait: str) -> None:
     fake.plan(refuses(429, headers={"Retry-After": wait}))
     error = await failure(provider)
     assert error.run_code == "model_rate_limited"
@@ -602,6 +600,7 @@ async def test_cookies_are_not_kept(fake: FakeModel, provider: OpenAiProvider) -
 
 
 # --- cancels ----------------------------------------------------------------------------------------------------------
+
 
 @asynccontextmanager
 async def asking(provider: OpenAiProvider) -> AsyncIterator[tuple[trio.CancelScope, list[str], trio.Event]]:
