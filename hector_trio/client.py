@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
 
+import h11
 import httpx2
 import msgspec
 import trio
@@ -726,7 +727,7 @@ async def _open_socket(
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # What went wrong on the wire is told as ours; what the caller raised leaves as it came, not in a group.
-        wire, own = group.split((ProtocolError, HandshakeError))
+        wire, own = group.split((ProtocolError, h11.ProtocolError, HandshakeError))
         if own is None:
             assert wire is not None
             raise _wire_error(_first(wire), url, opened=opened) from None
@@ -788,8 +789,9 @@ def _wire_error(error: BaseException, url: str, *, opened: bool) -> HectorError:
     if isinstance(error, ConnectionRejected):
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in error.headers}
         return _refusal(error.status_code, headers, error.body or b"", url)
-    what = "broke the WebSocket's protocol" if opened else "does not speak WebSocket"
-    return ConnectionFailed(f"{url} {what} ({error})", url=url, close_code=1002 if opened else None)
+    if opened:
+        return ConnectionFailed(f"{url} broke the WebSocket's protocol ({error})", url=url, close_code=1002)
+    return ConnectionFailed(f"{url} does not speak WebSocket", url=url)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
