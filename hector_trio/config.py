@@ -370,26 +370,6 @@ def default_settings(
     return msgspec.structs.replace(settings, agents={**settings.agents, "assistant": said})
 
 
-def layered(
-    path: str | os.PathLike[str] | None,
-    environ: Mapping[str, str],
-    flags: Mapping[str, Any] | None = None,
-    *,
-    own_agents: bool = False,
-) -> Settings:
-    """What a start uses: the config file at ``path`` if there is one, else ``default_settings``; files are looked for.
-
-    With ``own_agents`` the program brings agents itself, and the settings need none.
-
-    Raises ConfigError.
-    """
-    if path is not None:
-        return load_file(os.fspath(path), environ, flags, need_agents=not own_agents)
-    settings = default_settings(environ, flags, need_agents=not own_agents)
-    check_files(settings, source="settings")
-    return settings
-
-
 def from_environment(environ: Mapping[str, str]) -> Overrides:
     """What the ``HECTOR_*`` variables say. Empty ones count as absent; lists are comma separated.
 

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -401,27 +402,33 @@ class Metrics:
         self._commit_operations = Histogram(
             "hector_commit_operations", "Operations that one commit carried", buckets=_SIZES, registry=registry
         )
-        for transport in ("websocket", "sse"):
-            self._streams.labels(transport)
+        self._open: dict[Transport, int] = {"websocket": 0, "sse": 0}
+        for transport in self._open:
+            self._streams.labels(transport).set_function(partial(self.open_streams, transport))
 
     # --- told by others
 
-    def request(self, method: str, route: str | None, status: int | None, seconds: float) -> None:
-        """One request was answered; ``route`` is its template, ``status`` None when the client left before."""
+    def request(self, method: str, route: str | None, status: int | None, seconds: float | None) -> None:
+        """One request was answered; ``route`` is its template, ``status`` None when the client left before.
+        ``seconds`` is None for what is meant to last, a WebSocket."""
         route = self._bounded("route", route or OTHER)
         code = "none" if status is None else str(status) if 100 <= status <= 599 else OTHER
         self._requests.labels(method if method in METHODS else OTHER, route, code).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        if seconds is not None:
+            self._request_seconds.labels(route).observe(seconds)
 
     @contextmanager
     def stream(self, transport: Transport) -> Iterator[None]:
         """A stream is open as long as this is."""
-        gauge = self._streams.labels(transport)
-        gauge.inc()
+        self._open[transport] += 1
         try:
             yield
         finally:
-            gauge.dec()
+            self._open[transport] -= 1
+
+    def open_streams(self, transport: Transport | None = None) -> int:
+        """How many streams are open, of one transport or in all."""
+        return sum(self._open.values()) if transport is None else self._open[transport]
 
     def chunks(self, count: int) -> None:
         """So many chunks were committed."""
@@ -500,8 +507,9 @@ def access_log(metrics: Metrics, log: config.Log) -> Callable[[Mapping[str, Any]
     logger = structlog.stdlib.get_logger("hector_trio.access")
 
     def answered(scope: Mapping[str, Any], status: int | None, seconds: float) -> None:
-        method = "WEBSOCKET" if scope.get("type") == "websocket" else str(scope.get("method", OTHER))
-        metrics.request(method, scope.get(ROUTE), status, seconds)
+        lasting = scope.get("type") == "websocket"
+        method = "WEBSOCKET" if lasting else str(scope.get("method", OTHER))
+        metrics.request(method, scope.get(ROUTE), status, None if lasting else seconds)
         if log.access:
             client = scope.get("client")
             logger.info(
@@ -511,7 +519,6 @@ def access_log(metrics: Metrics, log: config.Log) -> Callable[[Mapping[str, Any]
                 status=status,
                 ms=round(seconds * 1000, 2),
                 client=client[0] if client else None,
-                **({"request_id": scope["hector.request_id"]} if "hector.request_id" in scope else {}),
             )
 
     return answered

@@ -385,6 +385,7 @@ def test_open_streams_go_up_and_down_also_when_they_fail() -> None:
     assert samples(metrics)[name] == 0
     with pytest.raises(ValueError, match="x"), metrics.stream("sse"):
         assert samples(metrics)[name] == 1
+        assert (metrics.open_streams(), metrics.open_streams("websocket")) == (1, 0)
         raise ValueError("x")
     assert samples(metrics)[name] == 0
 
@@ -432,7 +433,8 @@ def test_each_answer_is_counted_and_logged_only_if_asked_for() -> None:
     access_log(metrics, Log())(scope | {ROUTE: "/agents"}, 200, 0.0015)
     access_log(metrics, Log())({"type": "websocket", "path": "/x", "client": None}, 101, 1)
     assert lines.text == ""
-    access_log(metrics, Log(access=True))(scope | {"hector.request_id": "r1"}, 200, 0.0015)
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        access_log(metrics, Log(access=True))(scope, 200, 0.0015)
     event = lines.last
     assert (event["event"], event["method"], event["path"], event["status"], event["ms"], event["client"]) == (
         "request",
@@ -447,6 +449,7 @@ def test_each_answer_is_counted_and_logged_only_if_asked_for() -> None:
     found = samples(metrics)
     assert found['hector_requests_total{method="GET",route="/agents",status="200"}'] == 1
     assert found['hector_requests_total{method="WEBSOCKET",route="other",status="101"}'] == 1
+    assert found['hector_request_seconds_count{route="other"}'] == 1
 
 
 # --- who holds the loop -----------------------------------------------------------------------------------------------
