@@ -614,9 +614,14 @@ async def open_engine(
     writer = LogWriter(store, committed=observer.chunks if observer is not None else lambda chunks: None)
     async with trio.open_nursery() as writing:
         # Runs end under their own limited shields and need the writer for their final chunks, so it must outlive them
-        # when all this is cancelled from outside; this shield is lifted as soon as the last run has ended.
-        writing.cancel_scope.shield = True
-        writing.start_soon(writer.run)
+        # when all this is cancelled from outside. Its shield is lifted as soon as the last run has ended.
+        shield = trio.CancelScope(shield=True)
+
+        async def write() -> None:
+            with shield:
+                await writer.run()
+
+        writing.start_soon(write)
         try:
             async with trio.open_nursery() as nursery:
                 engine = Engine(store, agents, settings, instance, nursery, writer, observer)
@@ -630,4 +635,4 @@ async def open_engine(
                         await engine.drain(0)
                     nursery.cancel_scope.cancel()
         finally:
-            writing.cancel_scope.cancel()
+            shield.cancel()

@@ -12,16 +12,31 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from trio_websocket import WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from tests.serving import Served
 
 
 @asynccontextmanager
 async def connected(server: Served, agent: str = "assistant", **options: Any) -> AsyncIterator[Peer]:
-    url = server.url.replace("http", "ws", 1) + f"/agents/{agent}/stream"
-    async with open_websocket_url(url, **options) as websocket:
-        yield Peer(websocket)
+    """The stream is ours: the library leaves it open when the server closes or refuses."""
+    async with await trio.open_tcp_stream(*server.address) as stream, trio.open_nursery() as nursery:
+        websocket = await wrap_client_stream(nursery, stream, server.host, f"/agents/{agent}/stream", **options)
+        async with websocket:
+            yield Peer(websocket)
+
+
+async def rejected(server: Served, agent: str = "assistant", **options: Any) -> ConnectionRejected:
+    """The refusal that the server gives instead of an upgrade."""
+    try:
+        async with connected(server, agent, **options):
+            raise AssertionError("the upgrade was accepted")
+    except ExceptionGroup as group:
+        found = group.subgroup(ConnectionRejected)
+        while isinstance(found, ExceptionGroup):
+            found = found.exceptions[0]
+        assert isinstance(found, ConnectionRejected)
+        return found
 
 
 class Peer:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from hector_trio import connection
 from hector_trio.config import Limits, LlmAgent, OpenAiLlm, Settings
 from tests.fake_model import FakeModel, says, serve_fake_model, silent, stalls
 from tests.serving import Served, serving, settings_of
@@ -120,7 +121,7 @@ async def test_a_thousand_cut_streams_leave_no_task_and_no_socket_behind() -> No
             await quiet(server)
             with trio.fail_after(5):
                 await fake.wait_connections(0)
-                while server.services.metrics.open_streams():
+                while connection.statistics().websockets:
                     await trio.lowlevel.checkpoint()
 
         with trio.fail_after(120):

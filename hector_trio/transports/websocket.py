@@ -59,21 +59,19 @@ class PingFrame(Struct):
     id: Any = UNSET
 
 
-class Ok(Struct, omit_defaults=True, rename="camel"):
+class Ok(Struct, tag="ok", tag_field="type", rename="camel"):
     of: str
     task_id: str | UnsetType = UNSET
     task_ids: list[str] | UnsetType = UNSET
     status: str | UnsetType = UNSET
     last_seq: int | UnsetType = UNSET
-    type: str = "ok"
 
 
-class Refusal(Struct, omit_defaults=True, rename="camel"):
+class Refusal(Struct, tag="error", tag_field="type", rename="camel"):
     of: str
     code: str
     detail: str
     task_id: str | UnsetType = UNSET
-    type: str = "error"
 
 
 def add_websocket(app: HectorQuart, services: Services) -> None:
