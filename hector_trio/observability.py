@@ -657,11 +657,14 @@ def _spot(frame: FrameType, line: int | None = None) -> str:
     return f"{_short(frame.f_code.co_filename)}:{line or frame.f_lineno}"
 
 
+_OURS: Final = f"{Path(__file__).parent.parent}/"
+
+
 def _short(filename: str) -> str:
     """A file's name as people know it: inside a package from the package on, else relative to here if it is below."""
-    for marker in ("/site-packages/", f"/python{sys.version_info[0]}.{sys.version_info[1]}/"):
-        if marker in filename:
-            return filename.rpartition(marker)[2]
+    for root in ("/site-packages/", f"/python{sys.version_info[0]}.{sys.version_info[1]}/", _OURS):
+        if root in filename:
+            return filename.rpartition(root)[2]
     with suppress(ValueError, OSError):
         return str(Path(filename).relative_to(Path.cwd()))
     return filename
