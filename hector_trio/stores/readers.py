@@ -51,12 +51,25 @@ class Readers:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            for connection in self._busy:
-                self._interrupt(connection)
         for connection in idle:
             connection.close()
-        for _ in range(READERS):
-            await self._limiter.acquire_on_behalf_of(object())
+        borrowers = [object() for _ in range(READERS)]
+        taken: list[object] = []
+        try:
+            while len(taken) < READERS:
+                # again and again: an interrupt does nothing to a thread that is between two statements
+                self._interrupt_all()
+                with trio.move_on_after(0.05):
+                    await self._limiter.acquire_on_behalf_of(borrowers[len(taken)])
+                    taken.append(borrowers[len(taken)])
+        finally:
+            for borrower in taken:
+                self._limiter.release_on_behalf_of(borrower)
+
+    def _interrupt_all(self) -> None:
+        with self._lock:
+            for connection in self._busy:
+                self._interrupt(connection)
 
     def _run(self, read: Callable[[Connection], R]) -> R:
         try:

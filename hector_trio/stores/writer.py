@@ -146,6 +146,8 @@ class Writer:
             with self._changed:
                 self._stopped = "The store is closed" if self._closing else "The store's writer has stopped"
                 self._taken += self._queued()
+            if not self._closing:
+                _log.critical(self._stopped, exc_info=True)
             for waiting in self._taken:
                 if waiting.outcome is None:
                     waiting.outcome = Error(StoreUnavailable(self._stopped))
