@@ -10,8 +10,6 @@ The only module that knows Hypercorn's internals. How it works:
 - The reader never waits for the application: what it has read goes to an `Inbox` with a limit.
 """
 
-import base64
-import binascii
 import contextvars
 import inspect
 import logging
@@ -278,6 +276,8 @@ class Connection(TCPServer):
         """No byte can be sent any more."""
         self.finishing = False
         """Nothing more will be queued; what is queued is still sent, what is received is dropped."""
+        self.hopeless = False
+        """The peer is believed to be dead: end with RST, not with FIN."""
         self.moved = False
         """Whether a byte of the peer's or of the application's moved since this was last reset."""
         self._heard = False
@@ -399,8 +399,12 @@ class Connection(TCPServer):
             elif self.phase is _Phase.WEBSOCKET:
                 self.wait_for(_Phase.WEBSOCKET, self.limits.ping_interval)
                 await cast(_WebSocket, self.protocol.stream).beat()
+            elif self.phase is _Phase.CLOSING:
+                self.finish()
+            elif self.hopeless:
+                self.reset("is silent")
             else:
-                self.reset("did not close")
+                self._leave()  # FIN is sent already; the kernel delivers what is still on its way
         except (Exception, BaseExceptionGroup) as error:
             contain(error, "A connection failed")
             self.reset("failed")
@@ -588,15 +592,13 @@ class _Application:
 
     async def _run(self) -> None:
         """Run the application; whatever it raises ends this stream and no other."""
-        code = 1011
+        code = 1012  # a cancel from outside: the server is going
         try:
             await self.app(self.scope, self.inbox.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
             code = 1000
-        except trio.Cancelled:
-            code = 1012
-            raise
         except (Exception, BaseExceptionGroup) as error:
             contain(error, f"The application failed on {self.scope['type']} {self.scope['path']}")
+            code = 1011
         finally:
             try:
                 await self.ended(code)
@@ -719,7 +721,7 @@ class _WebSocket(_Application, WSStream):
         moved, self.owner.moved = self.owner.moved, False
         self._quiet = 0 if moved else self._quiet + 1
         if self._quiet >= 2:
-            self.owner.server.reset += 1
+            self.owner.hopeless = True
             await self.fail(4101, "silent")
         else:
             self.owner.ping()
@@ -839,9 +841,13 @@ class _Http1(H11Protocol):
         self._recycled = trio.lowlevel.ParkingLot()
 
     async def handle(self, event: ConnectionEvent) -> None:
-        """Take bytes, or the end of the connection. Whatever fails ends this connection and no other."""
+        """Take bytes, or the end of the connection."""
+        await self._contained(super().handle(event))
+
+    async def _contained(self, step: Awaitable[None]) -> None:
+        """Whatever fails while bytes are handled ends this connection and no other."""
         try:
-            await super().handle(event)
+            await step
         except (Exception, BaseExceptionGroup) as error:
             self.owner.reset("sent what could not be handled")
             contain(error, "A connection failed")
@@ -866,8 +872,7 @@ class _Http1(H11Protocol):
         """A head or a body was not completed in time."""
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             await self._answer(408)
-        else:
-            self.owner.finish()
+        self.owner.finish()
         await self._close_stream()
 
     async def _handle_events(self) -> None:
@@ -904,8 +909,8 @@ class _Http1(H11Protocol):
 
     async def _start(self, request: h11.Request) -> None:
         """A complete head: refuse it here, or give it to the application."""
-        upgrade = _wants_websocket(request)
-        fault = _fault(request) or (upgrade and _handshake_fault(request))
+        upgrade = frames.wants_websocket(request)
+        fault = frames.request_fault(request) or (upgrade and frames.handshake_fault(request))
         if fault:
             await self._answer(fault)
             self.owner.finish()
@@ -1015,61 +1020,7 @@ class _Http1(H11Protocol):
         self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
         if connection.trailing_data[0]:
             self.owner.wait_for(_Phase.HEAD, self.owner.limits.header_timeout)
-            await self.handle(RawData(b""))
-
-
-def _wants_websocket(request: h11.Request) -> bool:
-    upgrade = connection = b""
-    for name, value in request.headers:
-        if name == b"upgrade":
-            upgrade = value
-        elif name == b"connection":
-            connection += b"," + value
-    tokens = {token.strip() for token in connection.lower().split(b",")}
-    return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens and request.method == b"GET"
-
-
-def _fault(request: h11.Request) -> int | None:
-    """The status with which a request is refused before an application sees it."""
-    if request.http_version not in (b"1.1", b"1.0"):
-        return 505  # among them the preface of HTTP/2
-    if request.method == b"CONNECT":
-        return 501
-    if not request.target.startswith((b"/", b"http://", b"https://")) and (request.method, request.target) != (
-        b"OPTIONS",
-        b"*",
-    ):
-        return 400
-    names = {name for name, _ in request.headers}
-    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-        return 400  # two lengths, or one that the version does not know: what smuggling is made of (RFC 9112, 6.1)
-    return None
-
-
-_HANDSHAKE = (b"upgrade", b"connection", b"origin", b"host")
-
-
-def _handshake_fault(request: h11.Request) -> int | None:
-    """The status with which the upgrade to a WebSocket is refused (RFC 6455, 4.2.1)."""
-    key = version = None
-    for name, value in request.headers:
-        if name.startswith(b"sec-websocket-") or name in _HANDSHAKE:
-            if not value.isascii():
-                return 400
-            if name == b"sec-websocket-key":
-                key = value
-            elif name == b"sec-websocket-version":
-                version = value
-        elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
-            return 400
-    if request.http_version != b"1.1" or key is None:
-        return 400
-    if version != b"13":
-        return 426
-    try:
-        return None if len(base64.b64decode(key, validate=True)) == 16 else 400
-    except binascii.Error:
-        return 400
+            await self._contained(self._handle_events())
 
 
 def tune_listener(sock: stdlib_socket.socket | trio.socket.SocketType) -> None:

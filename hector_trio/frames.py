@@ -1,9 +1,12 @@
-"""Bytes of a WebSocket as RFC 6455 writes them: what a server sends, and the bounded form of permessage-deflate."""
+"""Rules of the wire that need no state: WebSocket frames, bounded permessage-deflate, requests that are refused."""
 
+import base64
+import binascii
 import struct
 import zlib
 from collections.abc import Sequence
 
+import h11
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
 
@@ -101,3 +104,58 @@ class BoundedDeflate(PerMessageDeflate):
             return CloseReason.INVALID_FRAME_PAYLOAD_DATA
         self._left -= len(inflated)
         return CloseReason.MESSAGE_TOO_BIG if self._left < 0 else inflated
+
+
+def wants_websocket(request: h11.Request) -> bool:
+    """Whether *request* asks for an upgrade to a WebSocket."""
+    upgrade = connection = b""
+    for name, value in request.headers:
+        if name == b"upgrade":
+            upgrade = value
+        elif name == b"connection":
+            connection += b"," + value
+    tokens = {token.strip() for token in connection.lower().split(b",")}
+    return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens and request.method == b"GET"
+
+
+def request_fault(request: h11.Request) -> int | None:
+    """The status with which a request is refused before an application sees it."""
+    if request.http_version not in (b"1.1", b"1.0"):
+        return 505  # among them the preface of HTTP/2
+    if request.method == b"CONNECT":
+        return 501
+    if not request.target.startswith((b"/", b"http://", b"https://")) and (request.method, request.target) != (
+        b"OPTIONS",
+        b"*",
+    ):
+        return 400
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        return 400  # two lengths, or one that the version does not know: what smuggling is made of (RFC 9112, 6.1)
+    return None
+
+
+_HANDSHAKE = (b"upgrade", b"connection", b"origin", b"host")
+
+
+def handshake_fault(request: h11.Request) -> int | None:
+    """The status with which the upgrade to a WebSocket is refused (RFC 6455, 4.2.1)."""
+    key = version = None
+    for name, value in request.headers:
+        if name.startswith(b"sec-websocket-") or name in _HANDSHAKE:
+            if not value.isascii():
+                return 400
+            if name == b"sec-websocket-key":
+                key = value
+            elif name == b"sec-websocket-version":
+                version = value
+        elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+            return 400
+    if request.http_version != b"1.1" or key is None:
+        return 400
+    if version != b"13":
+        return 426
+    try:
+        return None if len(base64.b64decode(key, validate=True)) == 16 else 400
+    except binascii.Error:
+        return 400

@@ -9,12 +9,13 @@ from quart.signals import websocket_received
 from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
-from quart_trio.wrappers import TrioResponse, TrioWebsocket
+from quart_trio.wrappers import TrioRequest, TrioResponse, TrioWebsocket
+from quart_trio.wrappers.request import TrioBody
 from quart_trio.wrappers.response import TrioIterableBody
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from hector_trio.connection import LOGGER, ConnectionLimits, Inbox, contain
+from hector_trio.connection import BODY_AHEAD, LOGGER, ConnectionLimits, Inbox, contain
 
 NURSERY = "hector.nursery"
 """Key of the scope under which the nursery of the request or of the WebSocket stands."""
@@ -27,7 +28,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 
-class HectorBody(TrioIterableBody):
+class AnyBody(TrioIterableBody):
     """A body from a generator, an iterable, or (what the base class takes for an iterable) any asynchronous iterator.
 
     An iterator with `aclose` is closed at the end, also when the client leaves.
@@ -43,7 +44,7 @@ class HectorBody(TrioIterableBody):
 class HectorResponse(TrioResponse):
     """A response whose body may be any asynchronous iterator object."""
 
-    iterable_body_class = HectorBody
+    iterable_body_class = AnyBody
 
 
 class EventStreamResponse(HectorResponse):
@@ -63,6 +64,33 @@ class EventStreamResponse(HectorResponse):
         self.timeout = None
 
 
+class HectorRequestBody(TrioBody):
+    """A request body that a handler can iterate over however fast its client sends."""
+
+    def __init__(self, expected_content_length: int | None, max_content_length: int | None) -> None:
+        super().__init__(expected_content_length, max_content_length)
+        self._streamed = False
+        self._taken = trio.lowlevel.ParkingLot()
+
+    async def __anext__(self) -> bytes:
+        self._streamed = True
+        data = await super().__anext__()
+        self._taken.unpark_all()
+        return data
+
+    async def wait_for_room(self) -> None:
+        """Wait while a handler that iterates is more than BODY_AHEAD bytes behind. One that wants the body in one piece
+        is bounded by MAX_CONTENT_LENGTH instead."""
+        while self._streamed and len(self._data) > BODY_AHEAD:
+            await self._taken.park()
+
+
+class HectorRequest(TrioRequest):
+    """A request whose body does not run ahead of the handler that iterates over it."""
+
+    body_class = HectorRequestBody
+
+
 class HectorWebsocket(TrioWebsocket):
     """A WebSocket that knows whether it has been accepted and closed."""
 
@@ -72,8 +100,8 @@ class HectorWebsocket(TrioWebsocket):
     async def accept(self, headers: Any = None, subprotocol: str | None = None) -> None:
         """Answer the upgrade, once; later calls do nothing."""
         if not self.accepted:
-            self.accepted = True
             await super().accept(headers, subprotocol)
+            self.accepted = True
 
     async def send(self, data: Any) -> None:
         """Send one message, text or bytes. A cancel leaves it queued, complete and in order."""
@@ -95,8 +123,20 @@ class HectorHTTPConnection(TrioASGIHTTPConnection):
         request = self._create_request_from_scope(send)
         async with trio.open_nursery() as nursery:
             cast(dict[str, Any], self.scope)[NURSERY] = nursery
-            nursery.start_soon(self.handle_messages, nursery, request, receive)
+            nursery.start_soon(self._take_body, nursery, cast(HectorRequestBody, request.body), receive)
             nursery.start_soon(self.handle_request, nursery, request, send)
+
+    async def _take_body(self, nursery: trio.Nursery, body: HectorRequestBody, receive: Receive) -> None:
+        while True:
+            event = await receive()
+            if event["type"] == "http.request":
+                body.append(event.get("body", b""))
+                if not event.get("more_body", False):
+                    body.set_complete()
+                await body.wait_for_room()
+            elif event["type"] == "http.disconnect":
+                break
+        nursery.cancel_scope.cancel()
 
 
 class HectorWebsocketConnection(TrioASGIWebsocketConnection):
@@ -142,6 +182,7 @@ class HectorQuart(QuartTrio):
 
     asgi_http_class = HectorHTTPConnection
     asgi_websocket_class = HectorWebsocketConnection  # type: ignore[assignment]
+    request_class = HectorRequest
     response_class = HectorResponse
     websocket_class = HectorWebsocket
 
