@@ -85,11 +85,10 @@ class Hector:
 
         Raises: ConfigError, StartError.
         """
-        from hector_trio.observability import configure
-        from hector_trio.server import announcement, run
+        from hector_trio.server import announcement, configure_logs, run
 
         settings = self.settings(**server)
-        configure(settings.log)
+        configure_logs(settings)
         run(settings, self._agents, started=lambda serving: print(announcement(settings, serving), flush=True))
 
     async def serve(
@@ -114,9 +113,6 @@ class Hector:
 
         Installs the connection class, as ``hector_trio.asgi`` does.
         """
-        from hector_trio import connection
-        from hector_trio.server import SelfOpeningApp, limits_of
+        from hector_trio.server import installed
 
-        settings = self.settings()
-        connection.install(limits_of(settings))
-        return SelfOpeningApp(lambda: settings, lambda: self._agents)
+        return installed(self.settings(), self._agents)

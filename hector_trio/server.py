@@ -24,10 +24,20 @@ from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.llm import LlmAgent
 from hector_trio.auth import Authenticator
-from hector_trio.config import DemoLlm, Llm, PythonAgent, Server, Settings, check_exposure, is_loopback
+from hector_trio.config import (
+    DemoLlm,
+    Llm,
+    PythonAgent,
+    Server,
+    Settings,
+    check_exposure,
+    from_environment,
+    is_loopback,
+    secrets,
+)
 from hector_trio.engine import open_engine
 from hector_trio.errors import ConfigError, StartError
-from hector_trio.observability import Metrics, watch_loop
+from hector_trio.observability import Metrics, configure, watch_loop
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.stores import Store
@@ -59,7 +69,10 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
         store = await stack.enter_async_context(_open_store(settings, instance, metrics))
         models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
-        served = {**_configured(settings, models, limiter), **(agents or {})}
+        served = {**_configured(settings, models), **(agents or {})}
+        for agent in served.values():
+            if isinstance(agent, FunctionAgent):
+                agent.limiter = limiter
         engine = await stack.enter_async_context(
             open_engine(store, served, settings, instance=instance, observer=metrics)
         )
@@ -101,27 +114,47 @@ async def _lifespan(receive: Any, send: Any) -> None:
 class SelfOpeningApp:
     """The ASGI application for servers that are not ours (``hypercorn -k trio``): the lifespan opens everything.
 
-    The whole server lives in the lifespan's task: started before the first connection, closed after the last.
+    The whole server lives in the lifespan's task: started before the first connection, closed after the last. What the
+    server binds is not ours to check, so a request that arrives at an address others can reach is refused unless there
+    are tokens or ``server.insecure``.
     """
 
-    def __init__(self, settings: Callable[[], Settings], agents: Callable[[], Mapping[str, Agent]]) -> None:
+    def __init__(self, settings: Settings, agents: Mapping[str, Agent]) -> None:
         self._settings = settings
         self._agents = agents
         self._app: App | None = None
+        self._told = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan":
-            if self._app is None:
-                raise RuntimeError("The server has no lifespan: run it under Hypercorn with its trio worker")
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._app is None:
+            raise RuntimeError("The server has no lifespan: run it under Hypercorn with its trio worker")
+        elif (reason := self._exposed(scope)) is not None:
+            await _refuse(scope, send, reason)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    def _exposed(self, scope: Any) -> str | None:
+        host, port = scope.get("server") or (None, None)
+        if host is None or port is None:  # a Unix socket
+            return None
+        try:
+            check_exposure(self._settings, [host])
+        except ConfigError as error:
+            if not self._told:
+                log.error("refusing_everybody", because=error.detail)
+            self._told = True
+            return "This server has no tokens and is not meant to be reached from elsewhere; its log says more"
+        return None
+
+    async def _live(self, receive: Any, send: Any) -> None:
         await receive()
         try:
-            async with open_app(self._settings(), self._agents()) as self._app:
+            async with open_app(self._settings, self._agents) as self._app:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
-                engine = self._app.services.engine
-                await engine.drain(self._app.services.settings.server.shutdown_grace)
+                await self._app.services.engine.drain(self._settings.server.shutdown_grace)
         except StartError as error:
             if self._app is not None:
                 raise
@@ -130,6 +163,34 @@ class SelfOpeningApp:
         finally:
             self._app = None
         await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _refuse(scope: Any, send: Any, reason: str) -> None:
+    prefix = "http" if scope["type"] == "http" else "websocket.http"
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": f"{prefix}.response.start", "status": 403, "headers": headers})
+    await send({"type": f"{prefix}.response.body", "body": reason.encode()})
+
+
+def installed(settings: Settings, agents: Mapping[str, Agent]) -> SelfOpeningApp:
+    """The application for Hypercorn's trio worker, with our connection class put into it.
+
+    ``HECTOR_CONNECTION=plain`` in the environment leaves Hypercorn as it is, with its defects. Logs which it is.
+    """
+    configure_logs(settings)
+    if os.environ.get("HECTOR_CONNECTION") == "plain":
+        log.warning("connection_class_not_installed", because="HECTOR_CONNECTION=plain")
+    else:
+        connection.install(limits_of(settings))
+        log.info("connection_class_installed", opt_out="HECTOR_CONNECTION=plain")
+    return SelfOpeningApp(settings, agents)
+
+
+def configure_logs(settings: Settings) -> None:
+    """Sends all logs where the settings say, their secrets hidden, and tells of variables that mean nothing."""
+    configure(settings.log, secrets=secrets(settings))
+    for warning in from_environment(os.environ).warnings:
+        log.warning("unknown_variable", detail=warning)
 
 
 def _only_loopback(server: Server) -> bool:
@@ -164,7 +225,7 @@ async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
         yield provider
 
 
-def _configured(settings: Settings, models: Mapping[str, Provider], limiter: trio.CapacityLimiter) -> dict[str, Agent]:
+def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str, Agent]:
     agents: dict[str, Agent] = {}
     for agent_id, each in settings.agents.items():
         info = AgentInfo(
@@ -175,7 +236,7 @@ def _configured(settings: Settings, models: Mapping[str, Provider], limiter: tri
             metadata=each.metadata,
         )
         if isinstance(each, PythonAgent):
-            agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"), limiter)
+            agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
         else:
             agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)
     return agents
@@ -379,6 +440,9 @@ async def serve(
     context = tls_context(settings.server)
     sockets = listen(settings.server)
     try:
+        if settings.server.fd is not None:  # what somebody else has bound
+            bound = [sock.getsockname()[0] for sock in sockets if sock.family != socket.AF_UNIX]
+            check_exposure(settings, bound)
         async with open_app(settings, agents) as app:
             engine = app.services.engine
 
@@ -387,7 +451,7 @@ async def serve(
                 log.info("draining", running=engine.running, queued=engine.queued)
                 await engine.drain(settings.server.shutdown_grace)
 
-            def bound(_: object) -> None:
+            def listening(_: object) -> None:
                 task_status.started(Serving(addresses(sockets, settings.server), app.services))
 
             await connection.serve(
@@ -399,7 +463,7 @@ async def serve(
                 graceful_timeout=CLOSING_LIMIT,
                 root_path=settings.server.root_path,
                 access_log=None,
-                task_status=Tell(bound),
+                task_status=Tell(listening),
             )
             log.info("stopped")
     finally:
@@ -482,8 +546,9 @@ def announcement(settings: Settings, serving: Serving) -> str:
         lines.append(f"  agent      {agent_id}  {agent.info.description}".rstrip())
     lines.append(f"  data       {'memory only' if store == 'memory' else Path(store).resolve()}")
     if agents:
-        default = settings.default_agent
-        agent_id = default if default in agents else next(iter(agents))
+        agent_id = settings.default_agent or ""
+        if agent_id not in agents:
+            agent_id = next(iter(agents))
         token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
         place = f"{url}/agents/{agent_id}/tasks"
         if url.startswith("unix:"):

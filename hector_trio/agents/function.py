@@ -76,15 +76,11 @@ class FunctionAgent:
     next use of the context; until then it keeps its place among the worker threads.
     """
 
-    def __init__(
-        self,
-        info: AgentInfo,
-        function: Callable[[Any], Awaitable[None] | None],
-        limiter: trio.CapacityLimiter | None = None,
-    ) -> None:
+    def __init__(self, info: AgentInfo, function: Callable[[Any], Awaitable[None] | None]) -> None:
         self.info = info
+        self.limiter: trio.CapacityLimiter | None = None
+        """Bounds the worker threads of all plain functions together; the server sets it."""
         self._function = function
-        self._limiter = limiter
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is async
         )
@@ -98,7 +94,7 @@ class FunctionAgent:
             else:
                 sync = SyncContext(ctx)
                 try:
-                    await trio.to_thread.run_sync(self._function, sync, abandon_on_cancel=True, limiter=self._limiter)
+                    await trio.to_thread.run_sync(self._function, sync, abandon_on_cancel=True, limiter=self.limiter)
                 finally:
                     sync.close()
         except (RuntimeError, TypeError) as error:
