@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import ssl
 import uuid
 from collections import deque
@@ -199,7 +200,8 @@ def _why(error: BaseException) -> str:
         if isinstance(each, ssl.SSLCertVerificationError):
             return f"its certificate is not accepted ({each.verify_message})"
         if isinstance(each, OSError) and each.strerror:
-            return each.strerror
+            named = isinstance(each.errno, int) and each.errno > 0  # else it is getaddrinfo's, with words of its own
+            return os.strerror(each.errno or 0) if named else each.strerror
         queue += each.exceptions if isinstance(each, BaseExceptionGroup) else ()
         queue += (each.__cause__, each.__context__)
     return str(error) or type(error).__name__

@@ -50,10 +50,11 @@ def command(config: str | None, **given: Any) -> None:
     flags = _flags(given)
     _warn_of_variables()
     settings = _load(config, flags)
+    from hector_trio.config import secrets
     from hector_trio.observability import configure
     from hector_trio.server import run
 
-    configure(settings.log)
+    configure(settings.log, secrets=secrets(settings))
     run(settings, started=lambda serving: _announce(settings, serving, asked=given["provider"] is not None))
 
 
