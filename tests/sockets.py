@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -70,6 +70,8 @@ class RawPeer:
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.received = bytearray()
+        self._reading = False
+        self._moved = trio.lowlevel.ParkingLot()
 
     async def send_text(self, text: str) -> None:
         data = text.encode()
@@ -81,11 +83,22 @@ class RawPeer:
         await self.send_text(json.dumps({"input": {"type": "text/plain", "content": text}, **request}))
 
     async def wait_for(self, text: bytes) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(10):
             while text not in self.received:
+                if self._reading:
+                    await self._moved.park()
+                    continue
                 data = await self.stream.receive_some(65536)
                 assert data, "the server closed the connection"
                 self.received += data
+
+    async def read_on(self) -> None:
+        """Reads until the server closes, however it does."""
+        self._reading = True
+        with suppress(trio.BrokenResourceError):
+            while data := await self.stream.receive_some(65536):
+                self.received += data
+                self._moved.unpark_all()
 
     async def leave(self, how: str) -> None:
         """``close``: a Close frame; ``fin``: the end of the stream; ``rst``: an abrupt reset."""
@@ -98,16 +111,26 @@ class RawPeer:
             self.stream.socket.close()
 
 
+async def connect_raw(url: str, agent: str = "assistant", *, receive_buffer: int | None = None) -> RawPeer:
+    """The caller closes ``stream``. ``receive_buffer``: bytes that the kernel takes for a client that does not read."""
+    host, _, port = url.split("://")[1].rpartition(":")
+    sock = trio.socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    await sock.connect((host, int(port)))
+    peer = RawPeer(trio.SocketStream(sock))
+    key = base64.b64encode(os.urandom(16)).decode()
+    await peer.stream.send_all(
+        f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    await peer.wait_for(b"\r\n\r\n")
+    assert peer.received.startswith(b"HTTP/1.1 101")
+    return peer
+
+
 @asynccontextmanager
 async def raw(server: Served, agent: str = "assistant") -> AsyncIterator[RawPeer]:
-    stream = await trio.open_tcp_stream(*server.address)
-    async with stream:
-        peer = RawPeer(stream)
-        key = base64.b64encode(os.urandom(16)).decode()
-        await stream.send_all(
-            f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {server.host}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        await peer.wait_for(b"\r\n\r\n")
-        assert peer.received.startswith(b"HTTP/1.1 101")
+    peer = await connect_raw(server.url, agent)
+    async with peer.stream:
         yield peer
