@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -966,3 +967,110 @@ async def test_a_cancelled_receive_takes_nothing() -> None:
     assert scope.cancelled_caught
     with trio.fail_after(5):
         assert await inbox.receive() == "a"
+
+
+# ---- TLS
+
+
+@pytest.fixture(scope="module")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server and of a client that trusts it and would rather speak HTTP/2."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    return server, client
+
+
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+async def test_requests_and_websockets_work_over_tls_and_http2_is_not_chosen(tls: Contexts) -> None:
+    app = asgi(http=hello, websocket=echo)
+    async with running(app, server_context=tls[0], client_context=tls[1]) as server:
+        with trio.fail_after(5):
+            async with server.peer(get(b"/", b"connection: close")) as peer:
+                assert (await peer.rest()).endswith(b"hello")
+                assert isinstance(peer.stream, trio.SSLStream)
+                assert peer.stream.selected_alpn_protocol() == "http/1.1"
+            async with server.websocket() as peer:
+                for size in (1, 1000, 500_000):
+                    await peer.send(client_frame(0x82, b"m" * size))
+                    assert await peer.frame() == (0x82, b"m" * size)
+                await peer.send(client_close(1000))
+                assert await peer.close_code() == 1000
+
+
+async def test_a_tls_client_that_does_not_read_is_reset_and_holds_nothing_up(tls: Contexts) -> None:
+    told = Told()
+
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        async with trio.open_nursery() as nursery:
+
+            async def flood() -> None:
+                while True:
+                    await scope["extensions"]["hector.send_many"]([BLOCK] * 4, binary=True)
+
+            nursery.start_soon(flood)
+            await told.listen(receive)
+            nursery.cancel_scope.cancel()
+
+    limits = ConnectionLimits(send_timeout=0.3)
+    app = asgi(websocket=websocket, http=hello)
+    async with running(app, limits, server_context=tls[0], client_context=tls[1]) as server:
+        async with server.websocket(window=4096), server.peer(get()) as other:
+            with trio.fail_after(5):
+                assert await other.status() == 200
+                await told.ended.wait()
+
+
+async def test_a_cancelled_send_over_tls_leaves_its_message_whole(tls: Contexts) -> None:
+    big = os.urandom(8 << 20)
+
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        with trio.move_on_after(0.1):
+            await send({"type": "websocket.send", "bytes": big})
+        await send({"type": "websocket.send", "text": "after"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    async with running(asgi(websocket=websocket), server_context=tls[0], client_context=tls[1]) as server:
+        async with server.websocket() as peer:
+            with trio.fail_after(10):
+                await pause(0.2)
+                assert await peer.frame() == (0x82, big)
+                assert await peer.frame() == (0x81, b"after")
+                assert await peer.close_code() == 4000
+
+
+async def test_a_handler_that_only_sends_over_tls_does_not_hold_the_loop(tls: Contexts) -> None:
+    left = trio.Event()
+
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        left.set()
+        while True:
+            await send({"type": "websocket.send", "text": "chunk"})
+
+    app = asgi(websocket=websocket, http=hello)
+    async with running(app, graceful_timeout=0.2, server_context=tls[0], client_context=tls[1]) as server:
+        with trio.fail_after(5):
+            async with server.websocket() as peer:
+                await left.wait()
+                peer.reset()
+            for _ in range(3):
+                async with server.peer(get()) as other:
+                    assert await other.status() == 200
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"], ids=["nothing", "http", "half"])
+async def test_a_tls_handshake_that_is_none_ends_within_the_header_timeout(tls: Contexts, data: bytes) -> None:
+    async with running(asgi(http=hello), ConnectionLimits(header_timeout=0.2), server_context=tls[0]) as server:
+        async with server.peer(data) as peer:
+            with trio.fail_after(5):
+                await peer.rest()
+                await server.until_open(0)
