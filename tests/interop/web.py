@@ -1,0 +1,121 @@
+"""What stands around the server on the web: a site on another origin, and a wire that shows and cuts what passes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Site:
+    """Pages of another origin than the server's: ``pages`` by their paths."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.pages: dict[str, bytes] = {"/": b"<!doctype html><title>a page</title>"}
+
+    def url(self, path: str = "/", host: str = "localhost") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    def put(self, path: str, html: str) -> str:
+        """The page's address."""
+        self.pages[path] = html.encode()
+        return self.url(path)
+
+
+@contextlib.contextmanager
+def serving_site() -> Iterator[Site]:
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = site.pages.get(self.path.split("?")[0])
+            self.send_response(404 if body is None else 200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body or b"")))
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        site = Site(server.server_address[1])
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield site
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Wire:
+    """Every request and answer that has passed: ``(path, Last-Event-ID)`` and statuses, in order."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests: list[tuple[str, str | None]] = []
+        self.statuses: list[int] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def cut(self) -> None:
+        """Ends every connection, as a network that fails does."""
+        with self._lock:
+            for each in self._open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def add(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            self._open |= set(sockets)
+
+    def carry(self, source: socket.socket, target: socket.socket) -> None:
+        """Passes bytes on until the end, and then the end."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                for method, path, head in re.findall(rb"(?s)(GET|POST) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", data):
+                    found = re.search(rb"(?im)^last-event-id: *(\S+)\r?$", head)
+                    self.requests.append((path.decode(), found and found[1].decode()))
+                    assert method
+                for status in re.findall(rb"(?m)^HTTP/1\.1 (\d+)", data):
+                    self.statuses.append(int(status))
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def wire_to(url: str) -> Iterator[Wire]:
+    """A wire in front of the server at ``url``."""
+    host, port = url.removeprefix("http://").split(":")
+    threads: list[threading.Thread] = []
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        wire = Wire(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+        def start(*arguments: socket.socket) -> None:
+            threads.append(threading.Thread(target=wire.carry, args=arguments))
+            threads[-1].start()
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    near = stack.enter_context(listener.accept()[0])
+                    far = stack.enter_context(socket.create_connection((host, int(port))))
+                    wire.add(near, far)
+                    start(near, far)
+                    start(far, near)
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield wire
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            wire.cut()
+            for thread in threads:
+                thread.join()
