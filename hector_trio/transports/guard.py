@@ -55,6 +55,8 @@ class Guard:
         began = trio.current_time()
         settings = self._services.settings
         scope = seen_through_proxies(scope, settings.server.trusted_proxies)
+        if scope["path"] == scope.get("root_path"):
+            scope = {**scope, "path": f"{scope['path']}/"}  # the prefix without its slash is the page too
         headers = Headers(scope["headers"])
         request_id = scope[REQUEST_ID] = accepted_request_id(headers.one(b"x-request-id"))
         exchange = Exchange(send, request_id)
