@@ -31,6 +31,7 @@ class Home:
 
     def __init__(self, folder: Path, *, stand_ins: bool = False) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         shutil.copytree(REPOSITORY / "examples", folder / "examples")
         shutil.copytree(REPOSITORY / "configs", folder / "configs")
         tools = folder / "bin"
