@@ -207,15 +207,15 @@ class _Server:
     def __init__(self, limits: ConnectionLimits, terminated: trio.Event | Any) -> None:
         self.limits = limits
         self.connections: set[Connection] = set()
-        self.accepted = self.refused = self.reset = self.refusing = 0
+        self.refusing = 0
         self._terminated = terminated
         self._sweeping = False
         times = (limits.header_timeout, limits.body_timeout, limits.keep_alive_timeout, limits.ping_interval)
-        self._tick = max(0.01, min(1.0, min(times, default=1.0) / 4, limits.linger_timeout / 4))
+        self._tick = max(0.01, min(1.0, min(times) / 4, limits.linger_timeout / 4))
 
     def enter(self, connection: "Connection", nursery: trio.Nursery) -> None:
         self.connections.add(connection)
-        self.accepted += 1
+        _counts["accepted"] += 1
         if not self._sweeping:
             self._sweeping = True
             nursery.start_soon(self._sweep)
@@ -237,6 +237,7 @@ class _Server:
 
 _servers: "weakref.WeakKeyDictionary[Any, _Server]" = weakref.WeakKeyDictionary()
 _installed = ConnectionLimits()
+_counts = {"accepted": 0, "refused": 0, "reset": 0}
 
 
 def _server_of(context: Any, config: Config) -> _Server:
@@ -253,9 +254,7 @@ def statistics() -> ConnectionStatistics:
     return ConnectionStatistics(
         connections=sum(len(server.connections) for server in servers),
         websockets=sum(c.phase in (_Phase.WEBSOCKET, _Phase.CLOSING) for s in servers for c in s.connections),
-        accepted=sum(server.accepted for server in servers),
-        refused=sum(server.refused for server in servers),
-        reset=sum(server.reset for server in servers),
+        **_counts,
     )
 
 
@@ -359,7 +358,7 @@ class Connection(TCPServer):
 
     async def _refuse(self) -> None:
         """Say why, when that is cheap; no request is read."""
-        self.server.refused += 1
+        _counts["refused"] += 1
         if self.tls or self.server.refusing >= MAX_REFUSALS:
             return
         self.server.refusing += 1
@@ -486,7 +485,7 @@ class Connection(TCPServer):
         if self.gone:
             return
         LOGGER.debug("Connection reset: the peer %s", why)
-        self.server.reset += 1
+        _counts["reset"] += 1
         with suppress(OSError):
             self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET)
         self._leave()
@@ -642,6 +641,7 @@ class _WebSocket(_Application, WSStream):
         self.task_group = cast(TaskGroup, self)
         self.open = False
         """Accepted, and no Close frame has been sent."""
+        self.buffer.max_length = owner.limits.max_message_bytes
         self._early = bytearray()
         self._deflates = False
         self._received = 0
@@ -1073,7 +1073,8 @@ class _Log(Logger):
 def install(limits: ConnectionLimits | None = None) -> None:
     """Put these classes where Hypercorn's trio worker looks them up, and switch HTTP/2 off. Idempotent.
 
-    *limits* hold for servers started by Hypercorn itself from now on; without them the last ones, or the defaults.
+    *limits* hold for servers started by Hypercorn itself from now on, in place of its own timeouts and sizes; without
+    them the last ones, or the defaults.
     """
     global _installed
     if limits is not None:
@@ -1099,8 +1100,9 @@ async def serve(
     Lifespan startup comes first (its failure is raised), then `task_status.started` with the URLs; lifespan shutdown
     comes last. From the return of `shutdown()` no connection is accepted and idle ones are closed; the others have
     *graceful_timeout* seconds to end, then their tasks are cancelled, WebSockets closed with 1012, and what has stopped
-    reading is reset. The sockets are closed in the end. A cancel ends everything at once, without lifespan shutdown.
-    With *ssl_context* all sockets speak TLS.
+    reading is reset; over TLS, nothing more can be said then and all are reset. The sockets are closed in the end. A
+    cancel ends everything at once, without lifespan shutdown. With *ssl_context*, whose ALPN is set to HTTP/1.1, all
+    sockets speak TLS.
     """
     install()
     config = _ServeConfig(limits or ConnectionLimits(), ssl_context, access_log)
@@ -1118,32 +1120,35 @@ async def serve(
     )
 
 
-def _check_hypercorn() -> None:
-    """Fail at import, not in the first request, if Hypercorn is no longer what is subclassed here."""
-    stream = "self app config context task_group ssl client server send stream_id"
-    signatures: dict[Callable[..., Any], str] = {
-        TCPServer.__init__: "self app config context state stream",
-        H11Protocol.__init__: "self app config context task_group connection_state ssl client server send",
-        HTTPStream.__init__: stream,
-        WSStream.__init__: stream,
-        HTTPStream.app_send: "self message",
-        WSStream.app_send: "self message",
-        WSStream._accept: "self message",
-        WSStream._send_error_response: "self status_code",
-        H11Protocol.stream_send: "self event",
-        H11Protocol._send_h11_event: "self event",
-        H11Protocol._handle_events: "self",
-        H11Protocol._maybe_recycle: "self",
-        H11Protocol._close_stream: "self",
-        H11WSConnection.__init__: "self h11_connection",
-        hypercorn.trio.run.worker_serve: "app config sockets shutdown_trigger task_status",
-    }
+_STREAM = "self app config context task_group ssl client server send stream_id"
+_RELIED_ON: dict[Callable[..., Any], str] = {
+    TCPServer.__init__: "self app config context state stream",
+    H11Protocol.__init__: "self app config context task_group connection_state ssl client server send",
+    HTTPStream.__init__: _STREAM,
+    WSStream.__init__: _STREAM,
+    HTTPStream.app_send: "self message",
+    WSStream.app_send: "self message",
+    WSStream._accept: "self message",
+    WSStream._send_error_response: "self status_code",
+    H11Protocol.stream_send: "self event",
+    H11Protocol._send_h11_event: "self event",
+    H11Protocol._handle_events: "self",
+    H11Protocol._maybe_recycle: "self",
+    H11Protocol._close_stream: "self",
+    H11WSConnection.__init__: "self h11_connection",
+    hypercorn.trio.run.worker_serve: "app config sockets shutdown_trigger task_status",
+}
+"""What is subclassed or called here, with the names of its parameters."""
+
+
+def check_hypercorn(relied_on: Mapping[Callable[..., Any], str]) -> None:
+    """Raise ImportError if Hypercorn is no longer what is subclassed here: at import, not in the first request."""
     changed = [
         function.__qualname__
-        for function, names in signatures.items()
+        for function, names in relied_on.items()
         if " ".join(inspect.signature(function).parameters) != names
     ]
-    if getattr(hypercorn.trio.run, "TCPServer", None) not in (TCPServer, Connection):
+    if vars(hypercorn.trio.run).get("TCPServer") not in (TCPServer, Connection):
         changed.append("hypercorn.trio.run.TCPServer")
     if changed:
         raise ImportError(
@@ -1152,4 +1157,4 @@ def _check_hypercorn() -> None:
         )
 
 
-_check_hypercorn()
+check_hypercorn(_RELIED_ON)
