@@ -98,12 +98,7 @@ tasks = Table(
         sqlite_where=text("ended_at IS NULL"),
         postgresql_where=text("ended_at IS NULL"),
     ),
-    Index(
-        "ix_tasks_retention",
-        "ended_at",
-        sqlite_where=text("session_key IS NULL"),
-        postgresql_where=text("session_key IS NULL"),
-    ),
+    Index("ix_tasks_retention", "session_key", "ended_at"),
     sqlite_autoincrement=True,
 )
 

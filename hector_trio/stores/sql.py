@@ -145,7 +145,7 @@ class SqlStore:
 
     def __init__(self, opened: _Opened, instance: str) -> None:
         self._instance = instance
-        self._path = opened.path
+        self._opened = opened
         self._quota = Quota()
         self._appender = sql_tasks.Appender(opened.writing.dialect)
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
@@ -274,4 +274,4 @@ class SqlStore:
 
     def statistics(self) -> StoreStatistics:
         writer = self._writer
-        return StoreStatistics(sqlite.size(self._path), writer.commits, writer.commit_seconds, writer.operations)
+        return StoreStatistics(sqlite.size(self._opened.path), writer.commits, writer.commit_seconds, writer.operations)

@@ -20,7 +20,7 @@ from tests.stores.making import ME
 
 async def test_the_migrations_lead_to_the_tables_that_the_code_speaks_of(sql: SqlStore) -> None:
     def compare() -> object:
-        with sql._readers._engine.connect() as connection:
+        with sql._opened.reading.connect() as connection:
             return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables)
 
     assert await trio.to_thread.run_sync(compare) == []
@@ -48,7 +48,7 @@ async def test_made_by_migrations_or_from_the_metadata_the_database_is_the_same(
         return {name: " ".join(str(text).split()) for name, text in rows if "alembic" not in name}
 
     def compare() -> None:
-        assert read(sql._path) == read(tmp_path / "from-metadata.db")
+        assert read(sql._opened.path) == read(tmp_path / "from-metadata.db")
 
     await trio.to_thread.run_sync(compare)
 

@@ -122,9 +122,9 @@ def _tasks() -> None:
     op.create_index("ix_tasks_owner", "tasks", ["owner", "key", "status"])
     op.create_index("ix_tasks_agent", "tasks", ["owner", "agent_id", "key", "status"])
     op.create_index("ix_tasks_session", "tasks", ["session_key", "key", "status"])
-    unfinished, alone = sa.text("ended_at IS NULL"), sa.text("session_key IS NULL")
+    unfinished = sa.text("ended_at IS NULL")
     op.create_index("ix_tasks_unfinished", "tasks", ["key"], sqlite_where=unfinished, postgresql_where=unfinished)
-    op.create_index("ix_tasks_retention", "tasks", ["ended_at"], sqlite_where=alone, postgresql_where=alone)
+    op.create_index("ix_tasks_retention", "tasks", ["session_key", "ended_at"])
     op.create_table(
         "bodies",
         sa.Column("task_key", _KEY, autoincrement=False, nullable=False),

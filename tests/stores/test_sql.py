@@ -1,0 +1,252 @@
+"""What is the SQL store's own: crashes, full disks, grouped commits, and what questions cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import Connection, event
+
+import hector_trio
+from hector_trio.errors import StoreUnavailable
+from hector_trio.stores.sql import SqlStore, open_sql
+from tests.stores.making import ME, NOW, accept, chunks, ended, message, new_session, new_task
+
+ROOT = str(Path(hector_trio.__path__[0]).parent)
+
+
+def started(program: str, path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], env={"PYTHONPATH": ROOT}, stdout=subprocess.PIPE, text=True
+    )
+
+
+CRASH = """
+import sys, trio
+from hector_trio.stores.sql import open_sql
+from tests.stores.making import accept, chunks
+async def write(store, key):
+    seq = 0
+    while True:
+        data = [b"%d" % n for n in range(seq + 1, seq + 4)]
+        assert not await store.append([chunks(key, seq + 1, *data)])
+        seq += 3
+        print(key, seq, flush=True)
+async def main():
+    async with open_sql(sys.argv[1], instance="instance-1") as store, trio.open_nursery() as nursery:
+        for n in range(8):
+            nursery.start_soon(write, store, (await accept(store, f"t{n}")).key)
+trio.run(main)
+"""
+
+
+async def test_what_was_committed_survives_the_death_of_the_process_without_holes(tmp_path: Path) -> None:
+    path = tmp_path / "hector.db"
+
+    def crash() -> dict[int, int]:
+        with started(CRASH, path) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(300)]
+            process.kill()
+            lines += process.stdout.readlines()
+        whole = [line.split() for line in lines if line.endswith("\n")]
+        return {int(key): int(seq) for key, seq in whole}
+
+    with trio.fail_after(30):
+        reported = await trio.to_thread.run_sync(crash)
+    assert len(reported) == 8
+    async with open_sql(path, instance="next") as store:
+        rows = await store.take_over("next")
+        assert {row.key for row in rows} == set(reported)
+        for row in rows:
+            segments = await store.read_log(row.key, 0, 10**9)
+            numbers = [int(line) for segment in segments for line in segment.data.split(b"\n")]
+            assert numbers == list(range(1, row.last_seq + 1))
+            assert row.last_seq >= reported[row.key]
+        assert await store.append([chunks(rows[0].key, rows[0].last_seq + 1, b"x")]) == {rows[0].key}
+
+
+FULL = """
+import os, resource, sys, trio
+from hector_trio.errors import StoreUnavailable
+from hector_trio.stores.sql import open_sql
+from tests.stores.making import accept, chunks, new_task
+async def refused(store, call):
+    try:
+        await call
+    except StoreUnavailable as error:
+        print(error.detail, sys.argv[1] in error.detail)
+    else:
+        print("accepted")
+async def main():
+    async with open_sql(sys.argv[1], instance="instance-1") as store:
+        key = (await accept(store)).key
+        size = os.stat(sys.argv[1] + "-wal").st_size
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        await refused(store, store.append([chunks(key, 1, b"x" * 100_000)]))
+        await refused(store, store.create_task(new_task("u")))
+        await refused(store, store.check())
+        print((await store.get_task_by_key(key)).last_seq)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        print(await store.append([chunks(key, 1, b"x" * 100_000)]) == frozenset())
+        await store.check()
+        print((await store.get_task_by_key(key)).last_seq, await store.get_task("alice", "a", "u"))
+trio.run(main)
+"""
+
+
+async def test_a_disk_that_takes_nothing_refuses_writes_only_and_everything_works_when_it_takes_again(
+    tmp_path: Path,
+) -> None:
+    def run() -> list[str]:
+        with started(FULL, tmp_path / "hector.db") as process:
+            return process.communicate(timeout=30)[0].splitlines()
+
+    said = await trio.to_thread.run_sync(run)
+    assert said == ["The store's disk refuses to read or write False"] * 3 + ["0", "True", "1 None"]
+
+
+async def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(sql: SqlStore) -> None:
+    small, large = await accept(sql, "small"), await accept(sql, "large")
+
+    def limit(connection: Connection, pages: int) -> None:
+        used = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {used + pages}")
+
+    await sql._writer.run(lambda c: limit(c, 10))
+    results: dict[str, object] = {}
+
+    async def append(name: str, key: int, data: bytes) -> None:
+        try:
+            results[name] = await sql.append([chunks(key, 1, data)])
+        except StoreUnavailable as error:
+            results[name] = error.detail
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append, "large", large.key, b"x" * 10**6)
+            nursery.start_soon(append, "small", small.key, b"x")
+    assert results == {"large": "The store's disk is full", "small": frozenset()}
+    assert await sql.get_task_by_key(large.key) == large
+    await sql._writer.run(lambda c: limit(c, 10**6))
+    await append("large", large.key, b"x" * 10**6)
+    assert results["large"] == frozenset()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_writer_is_dead_every_call_says_so(sql: SqlStore) -> None:
+    def die(_connection: Connection) -> None:
+        raise SystemExit
+
+    with trio.fail_after(5):
+        for call in (
+            sql._writer.run(die),
+            sql.create_task(new_task()),
+            sql.append([chunks(1, 1, b"x")]),
+            sql.check(),
+            sql.get_task_by_key(1),
+            sql.list_sessions("alice", now=NOW),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call
+
+
+async def test_after_it_is_closed_every_call_says_so(tmp_path: Path) -> None:
+    async with open_sql(tmp_path / "hector.db", instance=ME) as store:
+        await accept(store)
+    for call in (store.create_task(new_task()), store.get_task_by_key(1), store.check()):
+        with pytest.raises(StoreUnavailable, match="closed"):
+            await call
+
+
+async def test_tasks_that_are_accepted_at_once_share_their_commits(tmp_path: Path) -> None:
+    seen: list[int] = []
+    async with open_sql(
+        tmp_path / "hector.db", instance=ME, on_commit=lambda _seconds, operations: seen.append(operations)
+    ) as store:
+        before = store.statistics()
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for n in range(300):
+                    nursery.start_soon(accept, store, f"t{n}")
+        after = store.statistics()
+        assert after.operations - before.operations == sum(seen) == 300
+        assert after.commits - before.commits == len(seen) <= 30
+        assert after.commit_seconds > before.commit_seconds
+        assert (await store.list_tasks("alice")).total == 300
+
+
+@contextmanager
+def statements(sql: SqlStore) -> Iterator[list[str]]:
+    """What is said to the database meanwhile."""
+    said: list[str] = []
+    engines = [sql._opened.writing, sql._opened.reading]
+
+    def listen(_conn: object, _cursor: object, statement: str, _parameters: object, *_rest: object) -> None:
+        said.append(statement)
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield said
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", listen)
+
+
+async def test_a_batch_is_one_statement_for_the_rows_and_one_for_the_segments(sql: SqlStore) -> None:
+    keys = [(await accept(sql, f"t{n}")).key for n in range(50)]
+    with statements(sql) as said:
+        assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
+    assert [text.split()[0] for text in said] == ["BEGIN", "UPDATE", "INSERT"]
+
+
+async def test_replacing_a_task_costs_the_same_however_often_its_id_was_used(sql: SqlStore) -> None:
+    costs = []
+    for _ in range(3):
+        for _ in range(20):
+            await ended(sql)
+        with statements(sql) as said:
+            await ended(sql)
+        costs.append(len(said))
+    assert costs[0] == costs[1] == costs[2]
+
+
+async def test_no_list_is_sorted_or_scanned(sql: SqlStore) -> None:
+    await sql.create_session(new_session(), limit=9)
+    row = await accept(sql, session_id="s")
+    await sql.append([chunks(row.key, 1, b"x", message=message())])
+
+    def explain(connection: Connection, text: str) -> list[str]:
+        answer = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", (1,) * text.count("?"))
+        return [step for (_, _, _, step) in answer.fetchall()]
+
+    for question in (
+        lambda: sql.list_tasks("alice"),
+        lambda: sql.list_tasks("alice", agent_id="a"),
+        lambda: sql.list_tasks("alice", session_id="s"),
+        lambda: sql.list_tasks("alice", agent_id="a", status="failed"),
+        lambda: sql.list_sessions("alice", now=NOW),
+        lambda: sql.list_sessions("alice", now=NOW, agent_id="a"),
+        lambda: sql.list_messages("alice", "s", now=NOW),
+        lambda: sql.history("alice", "s", limit=5),
+        lambda: sql.get_task("alice", "a", "t"),
+        lambda: sql.read_log(row.key, 0, 99),
+        lambda: sql.sweep(now=NOW, tasks_ended_before=NOW, limit=10),
+        lambda: sql.take_over("x"),
+    ):
+        with statements(sql) as said:
+            await question()
+        for text in said:
+            if text.split()[0] in ("SELECT", "UPDATE"):
+                steps = await sql._readers.run(lambda c, text=text: explain(c, text))  # type: ignore[misc]
+                assert not [step for step in steps if "TEMP B-TREE" in step], (text, steps)
+                # a scan of the unfinished tasks is a scan of a partial index
+                scans = [step for step in steps if step.startswith("SCAN") and "ix_tasks_unfinished" not in step]
+                assert not scans, (text, steps)
