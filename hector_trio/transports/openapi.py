@@ -107,7 +107,7 @@ def _operation(route: Route, known: dict[str, Any], secured: bool) -> dict[str, 
             for each in route.query
         ),
         *(
-            {"name": each.name, "in": "header", "description": each.description, "schema": {"type": "string"}}
+            {"name": each.name, "in": "header", "description": each.description, "schema": dict(each.schema)}
             for each in route.headers
         ),
     ]

@@ -26,7 +26,7 @@ from hector_trio.log import now_ms
 from hector_trio.models import ChunkList, Status, Task, TaskContext, TaskList, TaskRequest, encode
 from hector_trio.stores import Idempotency
 from hector_trio.task import TaskRow, session_of, wire_task
-from hector_trio.transports.negotiation import Preferences, idempotency_key, preferences, wants_events
+from hector_trio.transports.negotiation import MAX_KEY, Preferences, idempotency_key, preferences, wants_events
 from hector_trio.transports.requests import (
     MAX_NUMBER,
     canonical,
@@ -173,19 +173,19 @@ def _check_agent(call: Call) -> None:
 
 
 async def task_events(call: Call) -> Reply:
+    token, text = call.query.get("pageToken", ""), call.header("Last-Event-ID")
+    after = sequence(call.query.get("after", "0"), "after")
+    place = sequence(token, "pageToken") if token else after
+    last_event_id = sequence(text, "Last-Event-ID") if text else None
+    limit = page_size(call.query)
     row = await _find(call)
     if wants_events(call.header("Accept") or ""):
-        return await _stream(call, row)
-    token = call.query.get("pageToken", "")
-    after = sequence(token, "pageToken") if token else sequence(call.query.get("after", "0"), "after")
-    return await _page(call.services.engine, row, after, page_size(call.query))
+        return await _stream(call, row, after, last_event_id)
+    return await _page(call.services.engine, row, place, limit)
 
 
-async def _stream(call: Call, row: TaskRow) -> Reply:
+async def _stream(call: Call, row: TaskRow, after: int, last_event_id: int | None) -> Reply:
     engine = call.services.engine
-    after = sequence(call.query.get("after", "0"), "after")
-    text = call.header("Last-Event-ID")
-    last_event_id = sequence(text, "Last-Event-ID") if text else None
     if not row.ended and max(after, last_event_id or 0) > engine.last_seq(row):
         # The task may have moved on and ended since its row was read.
         row = await engine.store.get_task_by_key(row.key) or row
@@ -233,7 +233,11 @@ RUN_ANSWERS: Final = {
 }
 RUN_HEADERS: Final = (
     Header("Prefer", "`respond-async`: do not wait; `wait=N`: wait at most N seconds (RFC 7240)"),
-    Header("Idempotency-Key", "Makes it safe to repeat the request: for 24 hours the same key answers the same task"),
+    Header(
+        "Idempotency-Key",
+        "Makes it safe to repeat the request: for 24 hours the same key answers the same task",
+        {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+    ),
 )
 RUN_REFUSALS: Final = (
     InvalidRequest,
@@ -303,7 +307,13 @@ TASK_ROUTES: Final = (
             204: Answer("The task has ended and `Last-Event-ID` is its last chunk"),
         },
         query=(_AFTER, *PAGE),
-        headers=(Header("Last-Event-ID", "Only chunks with a greater seq; for server-sent events"),),
+        headers=(
+            Header(
+                "Last-Event-ID",
+                "Only chunks with a greater seq; for server-sent events",
+                {"type": "integer", "minimum": 0},
+            ),
+        ),
         refusals=(InvalidRequest, *_TASK_REFUSALS),
     ),
 )

@@ -41,10 +41,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A request header that a route knows."""
+    """A request header that a route knows: its name, what it does, its JSON schema."""
 
     name: str
     description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
 
 
 @dataclass(frozen=True, slots=True)
