@@ -5,6 +5,7 @@ The JavaScript ones run in a browser and in Node: see tests/interop.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -61,6 +62,11 @@ def check_chunks(chunks: list[dict[str, Any]], task_id: str) -> None:
         assert datetime.fromisoformat(chunk["timestamp"])
     assert [chunk["final"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1]["chunkType"] == "done"
+
+
+def test_the_promise_stands_as_it_was_given() -> None:
+    digest = hashlib.sha256(seed.SEED.read_bytes()).hexdigest()
+    assert digest == "9633f919f553ec4eb5b210940115614343a6e8a7ce3218e74ee2bd1562f9c082"
 
 
 def test_every_runnable_snippet_is_known() -> None:
