@@ -242,19 +242,20 @@ class Client:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._address = _parse(url)
-        self._ssl_context = ssl_context
         self._headers = {"user-agent": "hector_trio"}
         if token is not None:
             if not token.isascii() or not token.isprintable() or " " in token or not token:
                 raise InvalidRequest("The token has characters that cannot stand in a header, or none at all")
             self._headers["authorization"] = f"Bearer {token}"
         local = _is_loopback(self._address.host)
-        if ssl_context is None and local and not self._address.tls:
-            # Never used; loading the default certificates would take longer than a request to this machine.
-            ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if ssl_context is None:
+            # Where none is used, an empty one: loading the certificates takes longer than a request to this machine.
+            unused = local and not self._address.tls
+            ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if unused else httpx2.create_ssl_context()
+        self._ssl_context = ssl_context
         self._http = httpx2.AsyncClient(
             headers=self._headers,
-            verify=True if ssl_context is None else ssl_context,
+            verify=ssl_context,
             trust_env=not local,
             timeout=httpx2.Timeout(connect=CONNECT_LIMIT, read=ANSWER_LIMIT, write=ANSWER_LIMIT, pool=None),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
@@ -711,7 +712,7 @@ class _Watched(trio.abc.Stream):
 
 @asynccontextmanager
 async def _open_socket(
-    address: _Address, path: str, headers: Mapping[str, str], ssl_context: ssl.SSLContext | None
+    address: _Address, path: str, headers: Mapping[str, str], ssl_context: ssl.SSLContext
 ) -> AsyncIterator[WebSocketConnection]:
     """A WebSocket and its reader. Leaving sends Close and waits a little for the answer; a cancel just hangs up."""
     url = address.socket_url + path
@@ -740,7 +741,7 @@ async def _open_socket(
         await trio.aclose_forcefully(stream)
 
 
-async def _connect(address: _Address, url: str, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+async def _connect(address: _Address, url: str, ssl_context: ssl.SSLContext) -> trio.abc.Stream:
     """Raises: ConnectionFailed."""
     try:
         with trio.fail_after(CONNECT_LIMIT):
@@ -749,7 +750,7 @@ async def _connect(address: _Address, url: str, ssl_context: ssl.SSLContext | No
                 return tcp
             tls = trio.SSLStream(
                 tcp,
-                ssl_context or ssl.create_default_context(),
+                ssl_context,
                 server_hostname=address.host,
                 https_compatible=True,
             )

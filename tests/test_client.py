@@ -457,7 +457,7 @@ async def test_something_that_is_no_hector_server_is_told_at_once(answer: bytes)
                     pass
 
 
-async def test_a_server_that_goes_away_is_told_with_its_close_code() -> None:
+async def test_a_server_that_drains_lets_a_stream_end_and_refuses_the_next() -> None:
     steered = Steered()
     async with started(agent(steered), settings_of(server={"shutdown_grace": 5})) as (server, client):
         async with client.stream("a", "x", on_disconnect="continue") as chunks:

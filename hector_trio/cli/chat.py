@@ -48,13 +48,21 @@ async def _chat(client: Client, agent_id: str, session_id: str | None) -> int:
 
     with _Interrupts() as interrupts:
         async with client:
-            with interrupts.scope():
+            with interrupts.scope() as beginning:
                 if session_id is None:
                     session_id = (await client.create_session(agent_id)).session_id
                 elif (owner := (await client.session(session_id)).agent_id) != agent_id:
                     raise SessionMismatch(f"Session {session_id} is a conversation with {owner}, not with {agent_id}")
-                talk = _Talk(client, agent_id, session_id, interrupts)
-                return await talk.run(_open_lines())
+            if beginning.cancelled_caught:
+                return INTERRUPTED
+            assert session_id is not None
+            talk = _Talk(client, agent_id, session_id, interrupts)
+            lines = _open_lines()
+            if lines.interactive:
+                # No scope around it: a Ctrl-C that comes just after an answer's end is not meant for the program.
+                return await talk.run(lines)
+            with interrupts.scope():
+                return await talk.run(lines)
         return INTERRUPTED
 
 
