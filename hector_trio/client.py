@@ -273,7 +273,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        with trio.move_on_after(CLOSE_LIMIT, shield=True):
+            await self._http.__aexit__(kind, error, trace)
 
     # --- agents
 

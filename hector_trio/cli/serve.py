@@ -47,14 +47,10 @@ def command(config: str | None, **given: Any) -> None:
     network. `--provider openai` lets it answer with a real model instead; the key is taken from OPENAI_API_KEY.
     HECTOR_* variables override defaults, the configuration overrides them, flags override all.
     """
-    flags = _flags(given)
-    _warn_of_variables()
-    settings = _load(config, flags)
-    from hector_trio.config import secrets
-    from hector_trio.observability import configure
-    from hector_trio.server import run
+    settings = _load(config, _flags(given))
+    from hector_trio.server import configure_logs, run
 
-    configure(settings.log, secrets=secrets(settings))
+    configure_logs(settings)
     run(settings, started=lambda serving: _announce(settings, serving, asked=given["provider"] is not None))
 
 
@@ -62,11 +58,12 @@ def command(config: str | None, **given: Any) -> None:
 @click.argument("config")
 def check(config: str) -> None:
     """Say what is wrong with a configuration, as `serve` would, without serving."""
-    from hector_trio.config import LlmAgent, PythonAgent, check_exposure
+    from hector_trio.config import LlmAgent, PythonAgent, check_exposure, from_environment
     from hector_trio.errors import HectorError
     from hector_trio.server import load_function, tls_context
 
-    _warn_of_variables()
+    for warning in from_environment(os.environ).warnings:
+        say(f"warning: {warning}")
     settings = _load(config, {})
     wrong = 0
     checks: list[Any] = [lambda: check_exposure(settings), lambda: tls_context(settings.server)]
@@ -98,13 +95,6 @@ def _load(config: str | None, flags: dict[str, Any]) -> Settings:
     from hector_trio.config import default_settings, load_file
 
     return default_settings(os.environ, flags) if config is None else load_file(config, os.environ, flags)
-
-
-def _warn_of_variables() -> None:
-    from hector_trio.config import from_environment
-
-    for warning in from_environment(os.environ).warnings:
-        say(f"warning: {warning}")
 
 
 def _flags(given: dict[str, Any]) -> dict[str, Any]:
