@@ -78,7 +78,10 @@ class Guard:
         except HectorError as error:
             await exchange.refuse(scope, error)
             return
-        await self._app(scope, receive, exchange.send)
+        # Without tokens everybody has the same name, which says nothing.
+        who = {"principal": scope[PRINCIPAL].name} if self._services.authenticator.required else {}
+        with structlog.contextvars.bound_contextvars(**who):
+            await self._app(scope, receive, exchange.send)
 
     def _check_host(self, headers: Headers) -> None:
         """Against DNS rebinding: a page of a name that resolves to this machine is not of this machine."""
