@@ -519,6 +519,6 @@ async def test_closing_twice_and_sending_after_the_close_do_nothing() -> None:
     async with running(app) as server, server.websocket() as peer:
         with trio.fail_after(5):
             assert (await peer.frame())[0] == 0x88
+            await ended.wait()
             await peer.send(client_close(4003))
             assert await peer.rest() == b""
-            await ended.wait()
