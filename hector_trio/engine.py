@@ -210,7 +210,7 @@ class Engine:
             session_id=session_id,
             idempotency=order.idempotency,
         )
-        turn = await self._enter(order, new, session_id)
+        turn = self._enter(order, new, session_id)
         accepted: Accepted | None = None
         try:
             accepted = await self.store.create_task(new)
@@ -223,7 +223,7 @@ class Engine:
             self._start(accepted.task, request, agent, turn, nursery if policy == "cancel" else None)
         return accepted
 
-    async def _enter(self, order: Order, new: NewTask, session_id: str | None) -> Turn | None:
+    def _enter(self, order: Order, new: NewTask, session_id: str | None) -> Turn | None:
         """Checks the limits and takes a place in the session's queue, in order of arrival."""
         limits = self._settings.limits
         if (order.owner, order.agent_id, new.task_id) in self._named:

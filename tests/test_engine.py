@@ -635,3 +635,17 @@ async def test_an_agent_that_only_emits_lets_others_run(store: Store) -> None:
                 for _ in range(20):
                     assert await follower.read()
             assert (await engine.cancel(row)).status == "cancelled"
+
+
+async def test_a_run_is_given_the_last_messages_only(store: Store) -> None:
+    seen: list[list[str]] = []
+
+    async def remember(ctx: Context) -> None:
+        seen.append([str(message.content) for message in ctx.history])
+        await ctx.emit_text(f"re {ctx.text}")
+
+    async with engine_of(store, agent(remember), Settings(limits=Limits(history_messages=3))) as engine:
+        session = await new_session(store)
+        for n in range(4):
+            await run(engine, order(str(n), session=session))
+        assert seen[-1] == ["re 1", "2", "re 2"]

@@ -1,4 +1,4 @@
-"""The one table from error code to HTTP status, and an error as RFC 9457 problem details."""
+"""Errors as clients see them: the one table to HTTP status, RFC 9457 problem details, and the refusing chunk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from msgspec import UNSET
 
 from hector_trio.auth import CHALLENGE
 from hector_trio.errors import HectorError
-from hector_trio.models import Problem, encode
+from hector_trio.log import now_ms
+from hector_trio.models import Chunk, Problem, encode, timestamp
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -82,3 +83,21 @@ def headers_of(error: HectorError) -> dict[str, str]:
 
 def body_of(error: HectorError, *, instance: str, request_id: str) -> bytes:
     return encode(problem(error, instance=instance, request_id=request_id))
+
+
+def refused(task_id: str, error: HectorError) -> Chunk:
+    """The chunk that answers a refused task frame, or ends a stream whose log cannot be read on: it is in no log."""
+    detail = error.detail
+    if error.errors:
+        detail += ": " + "; ".join(f"{each.pointer or '/'} {each.message}" for each in error.errors)
+    return Chunk(
+        task_id=task_id,
+        seq=0,
+        chunk_type="error",
+        content=detail,
+        timestamp=timestamp(now_ms()),
+        final=True,
+        status="failed",
+        code=error.code,
+        retryable=True if error.retryable else UNSET,
+    )

@@ -13,8 +13,8 @@ from hector_trio.log import Follower
 from hector_trio.models import encode
 from hector_trio.observability import Metrics
 from hector_trio.sse import comment
+from hector_trio.transports.problems import refused
 from hector_trio.transports.requests import invalid
-from hector_trio.transports.websocket import refused
 
 KEEP_ALIVE: Final = 2.5
 """Seconds without a chunk after which a comment is sent; PROTOCOL promises 3."""

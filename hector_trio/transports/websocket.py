@@ -22,15 +22,19 @@ from hector_trio.errors import (
     RateLimited,
     TaskNotFound,
 )
-from hector_trio.log import Follower, Wakeup, now_ms
-from hector_trio.models import Chunk, TaskRequest, encode, timestamp
+from hector_trio.log import Follower, Wakeup
+from hector_trio.models import TaskRequest, encode
 from hector_trio.stores import Accepted
 from hector_trio.task import TaskRow
 from hector_trio.transports import Services
 from hector_trio.transports.guard import SUBPROTOCOL
+from hector_trio.transports.problems import refused
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.requests import check_task_request, decode_json
 from hector_trio.transports.routes import PRINCIPAL
+
+SEND_MANY: Final = "hector.send_many"
+"""The ASGI scope extension that takes many frames for one write."""
 
 BATCH: Final = 64
 """Chunks that one task may put into a round before the next task's turn comes."""
@@ -83,6 +87,10 @@ def add_websocket(app: HectorQuart, services: Services) -> None:
             raise AgentNotFound(f"There is no agent {agent_id!r}")
         if services.engine.draining:
             raise Draining("The server is shutting down; it takes no new streams", retry_after=5)
+        if services.metrics.open_streams("websocket") >= services.settings.limits.sockets:
+            raise RateLimited(
+                f"{services.settings.limits.sockets} WebSockets are open; no more are taken", retry_after=5
+            )
         current: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]
         scope = cast(dict[str, Any], current.scope)
         await current.accept(subprotocol=scope.get(SUBPROTOCOL))
@@ -100,7 +108,7 @@ class Socket:
         scope = cast(dict[str, Any], current.scope)
         self._principal: Principal = scope[PRINCIPAL]
         self._websocket = current
-        self._send_many: SendMany = (scope.get("extensions") or {}).get("hector.send_many") or self._send_each
+        self._send_many: SendMany = (scope.get("extensions") or {}).get(SEND_MANY) or self._send_each
         self._wakeup = Wakeup()
         self._followers: dict[str, Follower] = {}
         self._started: dict[str, TaskRow] = {}
@@ -270,21 +278,3 @@ class Socket:
         """For servers that do not take a batch."""
         for frame in frames:
             await self._websocket.send(frame.decode())
-
-
-def refused(task_id: str, error: HectorError) -> Chunk:
-    """The chunk that answers a refused task frame, or ends a stream whose log cannot be read on: it is in no log."""
-    detail = error.detail
-    if error.errors:
-        detail += ": " + "; ".join(f"{each.pointer or '/'} {each.message}" for each in error.errors)
-    return Chunk(
-        task_id=task_id,
-        seq=0,
-        chunk_type="error",
-        content=detail,
-        timestamp=timestamp(now_ms()),
-        final=True,
-        status="failed",
-        code=error.code,
-        retryable=True if error.retryable else UNSET,
-    )

@@ -52,11 +52,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def connect(port: int) -> socket.socket:
+def connect_to(port: int, agent: str) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port))
     key = base64.b64encode(os.urandom(16)).decode()
     sock.sendall(
-        f"GET /agents/burst/stream HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Upgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     head = b""
@@ -75,7 +76,7 @@ def text_frame(text: str) -> bytes:
 
 def burst(port: int, pid: int, streams: int, count: int) -> tuple[float, float]:
     """Chunks per second and microseconds of the server's CPU per chunk."""
-    socks = [connect(port) for _ in range(streams)]
+    socks = [connect_to(port, "burst") for _ in range(streams)]
     before, start = cpu_seconds(pid), time.perf_counter()
     request = text_frame(json.dumps({"input": {"content": f"{count} {SIZE}"}}))
     with selectors.DefaultSelector() as selector:
@@ -132,11 +133,11 @@ def main() -> None:
     table = {}
     for name, by_streams in results.items():
         line = f"{name:40}"
-        for streams, figures in by_streams.items():
-            rate = statistics.median(rate for rate, _ in figures)
-            cpu = statistics.median(cpu for _, cpu in figures)
-            line += f"{rate:12,.0f}{cpu:11.1f}{best[streams] / cpu:10.2f}x"
-            table[f"{name}, {streams}"] = {"chunks_per_second": rate, "cpu_us": cpu, "ratio": best[streams] / cpu}
+        for number, measured in by_streams.items():
+            rate = statistics.median(rate for rate, _ in measured)
+            cpu = statistics.median(cpu for _, cpu in measured)
+            line += f"{rate:12,.0f}{cpu:11.1f}{best[number] / cpu:10.2f}x"
+            table[f"{name}, {number}"] = {"chunks_per_second": rate, "cpu_us": cpu, "ratio": best[number] / cpu}
         print(line)
     print(
         "ratio: the better uvicorn variant's CPU per chunk, divided by the line's; medians of", options.rounds, "rounds"

@@ -36,7 +36,7 @@ def main(ws: str) -> None:
     app = Starlette(routes=[WebSocketRoute("/agents/burst/stream", stream)])
     sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(sock.getsockname()[1], flush=True)
-    uvicorn.run(app, fd=sock.fileno(), ws=ws, log_level="error", ws_per_message_deflate=False)  # type: ignore[arg-type]
+    uvicorn.run(app, fd=sock.fileno(), ws=ws, log_level="error", ws_per_message_deflate=False)
 
 
 if __name__ == "__main__":

@@ -344,3 +344,41 @@ async def test_ten_thousand_unread_messages_and_a_hang_up_cost_nobody_else_anyth
             await steered.wait_ended("flood")
         steered.let("one")
         assert (await other.read_to_final())[-1]["status"] == "completed"
+
+
+async def test_too_many_sockets_are_refused_before_the_upgrade() -> None:
+    async with serving(settings_of(limits={"sockets": 1})) as server:
+        async with connected(server) as peer:
+            refused = await rejected(server)
+            assert refused.status_code == 429
+            await peer.ask("Hello")
+            await peer.read_to_final()
+        with trio.fail_after(5):
+            while server.services.metrics.open_streams("websocket"):
+                await trio.lowlevel.checkpoint()
+        async with connected(server):
+            pass
+
+
+async def test_a_message_larger_than_allowed_closes_this_socket_with_1009_only() -> None:
+    steered = Steered()
+    limits = {"body_bytes": 10_000}
+    async with serving(settings_of(limits=limits), agents=agent(steered)) as server, connected(server, "a") as other:
+        await other.ask("one")
+        await other.read()
+        async with connected(server, "a") as peer:
+            await peer.ask("x" * 20_000)
+            assert await close_code(peer) == 1009
+        steered.let("one")
+        assert (await other.read_to_final())[-1]["status"] == "completed"
+
+
+async def test_without_the_batch_extension_every_frame_is_sent_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a server that has only what ASGI has, the stream is the same."""
+    from hector_trio.transports import websocket
+
+    monkeypatch.setattr(websocket, "SEND_MANY", "not.there")
+    async with serving() as server, connected(server) as peer:
+        await peer.ask("Count to 30")
+        chunks = await peer.read_to_final()
+        assert [chunk["seq"] for chunk in chunks] == list(range(1, len(chunks) + 1))
