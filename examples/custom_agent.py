@@ -9,8 +9,8 @@ from collections import Counter
 
 import trio
 
-from hector_trio import Context, Hector
-from hector_trio.agents.function import SyncContext
+from hector_trio import Context, Hector, SyncContext
+
 
 app = Hector()
 

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hector_trio.agents import Context
+    from hector_trio.agents.function import SyncContext
     from hector_trio.client import Client
     from hector_trio.errors import HectorError, RunError
     from hector_trio.hector import Hector
@@ -24,6 +25,7 @@ __all__ = [
     "Message",
     "RunError",
     "Session",
+    "SyncContext",
     "Task",
     "__version__",
 ]
@@ -38,6 +40,7 @@ _HOMES = {
     "Message": "models",
     "RunError": "errors",
     "Session": "models",
+    "SyncContext": "agents.function",
     "Task": "models",
 }
 

@@ -1065,6 +1065,9 @@ class _Log(Logger):
         super().__init__(config)
         self._access = cast(_ServeConfig, config).access
 
+    async def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        """Where Hypercorn says that it runs, which whoever called ``serve`` says better."""
+
     async def access(self, request: Any, response: Any, request_time: float) -> None:
         if self._access is not None:
             self._access(request, None if response is None else response["status"], request_time)
