@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from hector_trio.agents import AgentInfo, Context
-from hector_trio.errors import RunError
+from hector_trio.errors import ConfigError, RunError
 from hector_trio.models import Content, Message, TaskRequest
+
+_NO_LOOP: Final = "no running event loop"
+_NO_LOOP_IN_THREAD: Final = "There is no current event loop in thread "
+_NOT_TRIOS: Final = "trio.run received unrecognized yield message"
+"""What asyncio says where none of its loops runs, and Trio of an ``await`` that is not its own."""
 
 
 class SyncContext:
@@ -77,13 +83,15 @@ class FunctionAgent:
     """
 
     def __init__(self, info: AgentInfo, function: Callable[[Any], Awaitable[None] | None]) -> None:
+        """Raises: ConfigError for a function that yields; agents emit."""
+        called = getattr(function, "__call__", None)  # noqa: B004  of an object, where its ``def`` stands
+        if any(inspect.isasyncgenfunction(each) or inspect.isgeneratorfunction(each) for each in (function, called)):
+            raise ConfigError(f"agent {info.agent_id!r}: the function yields; an agent emits: ctx.emit_text(...)")
         self.info = info
         self.limiter: trio.CapacityLimiter | None = None
         """Bounds the worker threads of all plain functions together; the server sets it."""
         self._function = function
-        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  an object whose __call__ is async
-        )
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
     async def run(self, ctx: Context) -> None:
         try:
@@ -97,8 +105,8 @@ class FunctionAgent:
                     await trio.to_thread.run_sync(self._function, sync, abandon_on_cancel=True, limiter=self.limiter)
                 finally:
                     sync.close()
-        except (RuntimeError, TypeError) as error:
-            if _is_asyncio(error):
+        except (RuntimeError, TypeError, AttributeError, ExceptionGroup) as error:
+            if _is_asyncio(error, on_trio=self._is_async):
                 raise RunError(
                     "asyncio_in_agent",
                     "The agent calls asyncio code, but agents run on Trio. Use a Trio library (trio.sleep, httpx2), or "
@@ -107,6 +115,21 @@ class FunctionAgent:
             raise
 
 
-def _is_asyncio(error: Exception) -> bool:
+def _is_asyncio(error: BaseException, *, on_trio: bool) -> bool:
+    """Whether code written for asyncio failed because no loop of asyncio runs. A group: whether all of it is that."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_asyncio(each, on_trio=on_trio) for each in error.exceptions)
     text = str(error)
-    return "no running event loop" in text or "asyncio" in text or "trio got unexpected" in text.lower()
+    if isinstance(error, RuntimeError) and (text == _NO_LOOP or text.startswith(_NO_LOOP_IN_THREAD)):
+        return True
+    if not on_trio:
+        return False  # in a thread a loop of asyncio may run, and what fails in it is the agent's own affair
+    if isinstance(error, TypeError) and text.startswith(_NOT_TRIOS):
+        return True
+    return isinstance(error, RuntimeError | TypeError | AttributeError) and _raised_in(error).startswith("asyncio.")
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code raised."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
