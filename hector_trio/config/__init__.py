@@ -1,0 +1,52 @@
+"""Configuration: YAML text and an environment mapping become frozen settings; what is wrong is told with its path."""
+
+from hector_trio.config.checks import check_exposure, is_loopback
+from hector_trio.config.documentation import Key, describe
+from hector_trio.config.environment import Overrides, from_environment
+from hector_trio.config.loading import default_settings, load, load_file
+from hector_trio.config.rules import secrets
+from hector_trio.config.settings import (
+    AgentSettings,
+    Auth,
+    DemoLlm,
+    Limits,
+    Llm,
+    LlmAgent,
+    Log,
+    OpenAiLlm,
+    PythonAgent,
+    Server,
+    Settings,
+    StoreSettings,
+    Tasks,
+    Tls,
+    Token,
+)
+
+__all__ = [
+    "AgentSettings",
+    "Auth",
+    "DemoLlm",
+    "Key",
+    "Limits",
+    "Llm",
+    "LlmAgent",
+    "Log",
+    "OpenAiLlm",
+    "Overrides",
+    "PythonAgent",
+    "Server",
+    "Settings",
+    "StoreSettings",
+    "Tasks",
+    "Tls",
+    "Token",
+    "check_exposure",
+    "default_settings",
+    "describe",
+    "from_environment",
+    "is_loopback",
+    "load",
+    "load_file",
+    "secrets",
+]

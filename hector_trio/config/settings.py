@@ -1,0 +1,245 @@
+"""The settings as frozen structs: the only list of keys there is, with their types, defaults and explanations.
+
+What may stand in a file, which variables exist and what the reference says all follow from these structs and from the
+docstrings below their fields; a field that holds a struct is explained by the docstring of that struct.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=1)]
+
+
+class Tls(Struct, frozen=True):
+    """Serve https and wss with this certificate."""
+
+    cert: str
+    """File of the certificate chain (PEM)."""
+    key: str
+    """File of the private key (PEM)."""
+
+
+class Log(Struct, frozen=True):
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are logged."""
+    format: Literal["auto", "text", "json"] = "auto"
+    """``auto``: text on a terminal, JSON lines otherwise."""
+    access: bool = False
+    """One line per request."""
+    prompts: bool = False
+    """Whether inputs and outputs may appear in the log."""
+
+
+class StoreSettings(Struct, frozen=True):
+    """Where sessions, tasks and their logs are kept."""
+
+    url: str = ".hector/hector.db"
+    """A path of a SQLite file, or ``memory`` (everything is lost at the end)."""
+    durability: Literal["process", "full"] = "process"
+    """``process``: what was acknowledged survives the death of the process; ``full``: also the loss of power."""
+
+
+class Server(Struct, frozen=True):
+    """Where the server listens, and whom it believes."""
+
+    host: list[str] = field(default_factory=lambda: ["127.0.0.1", "::1"])
+    """Addresses to listen on, one or a list. Anything but loopback needs ``auth.tokens`` or ``insecure``."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    """TCP port; 0: any free one."""
+    uds: str | None = None
+    """Path of a Unix socket to listen on instead of host and port."""
+    fd: Annotated[int, Meta(ge=0)] | None = None
+    """Number of an inherited listening socket to use instead of host and port (socket activation)."""
+    tls: Tls | None = None
+    root_path: str = ""
+    """Prefix under which a proxy publishes this server, such as ``/hector``."""
+    base_url: str | None = None
+    """The server's public address in agent cards; without it cards follow the request's (trusted) host."""
+    trusted_proxies: list[str] = field(default_factory=list)
+    """Addresses or networks whose ``X-Forwarded-*`` count; ``unix``: whoever is on the Unix socket; ``*``: all."""
+    allow_origins: list[str] = field(default_factory=list)
+    """Origins of browser pages that may call besides loopback and the server's own; ``*``: all, without credentials."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Host names accepted on a loopback bind besides loopback names; ``*.example.com``: any subdomain; ``*``: all."""
+    insecure: bool = False
+    """Allow a bind that others can reach without any token."""
+    shutdown_grace: Annotated[float, Meta(ge=0)] = 10.0
+    """Seconds that running streams may go on after SIGTERM."""
+
+
+class Limits(Struct, frozen=True):
+    """Everything a client could make grow, with its bound."""
+
+    body_bytes: Bytes = 1 << 20
+    """Size of a request's body and of a WebSocket message."""
+    json_depth: Count = 64
+    """Depth of nested lists and objects in a body."""
+    connections: Count = 10_000
+    """Open TCP connections, of all kinds."""
+    sockets: Count = 5_000
+    """Open WebSockets."""
+    tasks_per_socket: Count = 100
+    """Running or queued tasks that one WebSocket started."""
+    running: Count = 1_000
+    """Runs at once, in all."""
+    queued: Count = 10_000
+    """Accepted tasks that wait for a turn or a slot, in all."""
+    queued_per_session: Count = 100
+    """Accepted tasks that wait for their turn in one session."""
+    chunk_bytes: Bytes = 256 * 1024
+    """Size of one emitted chunk's content."""
+    log_bytes: Bytes = 64 << 20
+    """Size of one task's log; beyond it the run fails with ``log_full``."""
+    sessions: Count = 100_000
+    """Sessions per owner."""
+    history_messages: Count = 200
+    """Messages of the conversation that a run is given."""
+    first_message_timeout: Seconds = 30.0
+    """Seconds that a WebSocket may stay without a first message."""
+    idle_after_final: Seconds = 2.0
+    """Seconds after which a WebSocket on which only tasks were sent, all of them ended, is closed with 1000."""
+    header_timeout: Seconds = 10.0
+    """Seconds that a request's head may take to arrive."""
+    body_timeout: Seconds = 30.0
+    """Seconds without a byte of an announced request body."""
+    keep_alive_timeout: Seconds = 75.0
+    """Seconds that an idle HTTP connection stays open."""
+    send_timeout: Seconds = 10.0
+    """Seconds without progress after which a viewer that does not read is cut."""
+    ping_interval: Seconds = 20.0
+    """Seconds between WebSocket pings; a peer silent for two of them is gone."""
+    unread_messages: Count = 1024
+    """WebSocket messages that may wait to be handled; beyond it the socket is closed with 1008."""
+    unread_bytes: Bytes = 4 << 20
+    """Size of those messages together."""
+    max_uncommitted: Bytes = 256 * 1024
+    """Bytes of one task that may wait for the store before its ``emit`` waits."""
+    tail_bytes: Bytes = 256 * 1024
+    """Committed bytes of a running task's log that are kept in memory for its readers."""
+    sync_agents: Count = 40
+    """Worker threads for agents written as plain functions."""
+
+
+class Tasks(Struct, frozen=True):
+    """How long tasks may run and are kept."""
+
+    timeout: Seconds = 600.0
+    """Seconds after which a task that names no ``timeoutMs`` is cut."""
+    max_timeout: Seconds = 3600.0
+    """The most seconds that a task's own ``timeoutMs`` may ask for."""
+    retention: Annotated[float, Meta(ge=0)] = 7 * 86400.0
+    """Seconds that ended tasks without a session are kept."""
+    sweep_interval: Seconds = 60.0
+    """Seconds between two looks for tasks and sessions whose time is over."""
+
+
+class Token(Struct, frozen=True):
+    """One bearer token and whose it is."""
+
+    name: str
+    """The owner of everything created with this token. ``local`` owns what was created before there were tokens."""
+    token: str
+    """The secret, at least 16 characters; take it from the environment: ``${NAME}``."""
+    role: Literal["admin", "user", "viewer"] = "user"
+    """``viewer`` reads, ``user`` also runs and changes, ``admin`` also sees ``/metrics``. Each sees its own things."""
+
+
+class Auth(Struct, frozen=True):
+    """Who may call. Without tokens, whoever can reach the port."""
+
+    tokens: list[Token] = field(default_factory=list)
+    """Bearer tokens that are accepted; with none, everybody is the same local user."""
+
+
+class DemoLlm(Struct, frozen=True, tag="demo", tag_field="type"):
+    """The built-in model: offline, deterministic, honest about being none."""
+
+    words_per_second: Annotated[float, Meta(ge=0)] = 25.0
+    """Pace of the answer; 0: as fast as it can."""
+
+
+class OpenAiLlm(Struct, frozen=True, tag="openai", tag_field="type"):
+    """Any server that speaks OpenAI's chat completions."""
+
+    model: str
+    """The model's name, as its server knows it."""
+    base_url: str = "https://api.openai.com/v1"
+    """The API's address, without ``/chat/completions``."""
+    api_key: str | None = None
+    """The key, if the server wants one; take it from the environment: ``${OPENAI_API_KEY}``."""
+    connect_timeout: Seconds = 10.0
+    """Seconds that connecting to the model's server may take."""
+    read_timeout: Seconds = 120.0
+    """Seconds without a byte from the model's server."""
+    max_retries: Annotated[int, Meta(ge=0, le=20)] = 3
+    """Further attempts after a refused connection, 429 or 5xx, as long as nothing of the answer has arrived."""
+    max_connections: Count = 200
+    """Connections to the model's server at once."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of each request to the model's server."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Members of each request's body, such as ``temperature``; agents and tasks may override them."""
+
+
+Llm = DemoLlm | OpenAiLlm
+
+
+class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
+    """An agent that hands the conversation to a model."""
+
+    llm: str = "demo"
+    """Key of the model under ``llms``. Left out: the one called ``default``, or the only one, or ``demo``."""
+    name: str | None = None
+    """Name on the card; left out: the agent's id."""
+    description: str = ""
+    """What the card says the agent does."""
+    version: str = "1.0.0"
+    """Version on the card, in quotes."""
+    instructions: str = ""
+    """The system prompt."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Members of the model's request, such as ``temperature``; they override those of the model."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else for the card."""
+
+
+class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
+    """An agent written in Python."""
+
+    function: str
+    """``module:name`` or ``path/to/file.py:name`` of an ``async def`` or ``def`` that takes the context."""
+    name: str | None = None
+    """Name on the card; left out: the agent's id."""
+    description: str = ""
+    """What the card says the agent does."""
+    version: str = "1.0.0"
+    """Version on the card, in quotes."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else for the card."""
+
+
+AgentSettings = LlmAgent | PythonAgent
+
+
+class Settings(Struct, frozen=True):
+    """Everything `hector serve` can be told."""
+
+    server: Server = field(default_factory=Server)
+    store: StoreSettings = field(default_factory=StoreSettings)
+    auth: Auth = field(default_factory=Auth)
+    tasks: Tasks = field(default_factory=Tasks)
+    limits: Limits = field(default_factory=Limits)
+    log: Log = field(default_factory=Log)
+    llms: dict[str, Llm] = field(default_factory=dict)
+    """Models by name. ``demo``, the built-in one, is always there unless it is declared otherwise."""
+    agents: dict[str, AgentSettings] = field(default_factory=dict)
+    """Agents by id."""
+    default_agent: str | None = None
+    """The agent meant where none is named. Left out: ``assistant``, or else the first one."""
