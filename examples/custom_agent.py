@@ -11,7 +11,6 @@ import trio
 
 from hector_trio import Context, Hector, SyncContext
 
-
 app = Hector()
 
 

@@ -339,7 +339,14 @@ class Engine:
             )
         run.log.change(Change("running"), message)
         return RunContext(
-            row, run.request, run.log, self.store, history=history, state=state, deadline=run.scope.deadline
+            row,
+            run.request,
+            run.log,
+            self.store,
+            history=history,
+            state=state,
+            deadline=run.scope.deadline,
+            session_bytes=self._settings.limits.session_bytes,
         )
 
     def _cut(self, run: Run) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Struct
 
+from hector_trio.errors import PayloadTooLarge
 from hector_trio.models import Message, Session, Status, timestamp
 
 
@@ -53,6 +54,12 @@ def merge_patch(target: Any, patch: Any) -> Any:
         else:
             result[key] = merge_patch(result.get(key), value)
     return result
+
+
+def check_size(state: Any, metadata: Any, limit_bytes: int) -> None:
+    """Raises: PayloadTooLarge."""
+    if len(msgspec.json.encode((state, metadata))) > limit_bytes:
+        raise PayloadTooLarge(f"State and metadata of a session may have {limit_bytes} bytes together")
 
 
 def etag(row: SessionRow) -> str:

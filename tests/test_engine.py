@@ -649,3 +649,18 @@ async def test_a_run_is_given_the_last_messages_only(store: Store) -> None:
         for n in range(4):
             await run(engine, order(str(n), session=session))
         assert seen[-1] == ["re 1", "2", "re 2"]
+
+
+async def test_a_sessions_state_cannot_grow_without_a_bound(store: Store) -> None:
+    async def hoard(ctx: Context) -> None:
+        for n in range(100):
+            await ctx.update_state({str(n): "x" * 1000})
+
+    async with engine_of(store, agent(hoard), Settings(limits=Limits(session_bytes=10_000))) as engine:
+        session = await new_session(store)
+        row = await run(engine, order(session=session))
+        assert row.error is not None
+        assert row.error.code == "payload_too_large"
+        found = await store.get_session("o", session, now=now_ms())
+        assert found is not None
+        assert len(found.state) == 9

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from hector_trio.session import SessionRow, etag, merge_patch, wire_session
+from hector_trio.errors import PayloadTooLarge
+from hector_trio.session import SessionRow, check_size, etag, merge_patch, wire_session
 
 ROW = SessionRow(
     owner="o", session_id="s", agent_id="a", created_at=0, last_activity_at=1000, state={"n": 1}, metadata={}
@@ -36,6 +37,12 @@ def test_merge_patch_does_what_the_appendix_of_rfc_7396_says(target: object, pat
     before = msgspec.json.encode((target, patch))
     assert merge_patch(target, patch) == result
     assert msgspec.json.encode((target, patch)) == before
+
+
+def test_state_and_metadata_have_a_limit_together() -> None:
+    check_size({"a": "x" * 50}, {}, 100)
+    with pytest.raises(PayloadTooLarge):
+        check_size({"a": "x" * 50}, {"b": "x" * 50}, 100)
 
 
 def test_activity_does_not_change_the_etag_but_state_does() -> None:

@@ -26,6 +26,7 @@ class RunContext:
         history: list[Message],
         state: dict[str, Any],
         deadline: float,
+        session_bytes: int,
     ) -> None:
         self.task_id = row.task_id
         self.agent_id = row.agent_id
@@ -39,6 +40,7 @@ class RunContext:
         self._owner = row.owner
         self._log = log
         self._store = store
+        self._session_bytes = session_bytes
 
     @property
     def text(self) -> str:
@@ -65,7 +67,9 @@ class RunContext:
         if self.session_id is None:
             raise InvalidRequest("The task belongs to no session, so there is no state to update")
         try:
-            row = await self._store.update_session(self._owner, self.session_id, now=now_ms(), state=patch)
+            row = await self._store.update_session(
+                self._owner, self.session_id, now=now_ms(), state=patch, limit_bytes=self._session_bytes
+            )
         except SessionNotFound:
             raise SessionNotFound("The session ended while its task was running") from None
         self.state = row.state

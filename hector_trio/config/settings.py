@@ -99,6 +99,8 @@ class Limits(Struct, frozen=True):
     """Size of one task's log; beyond it the run fails with ``log_full``."""
     sessions: Count = 100_000
     """Sessions per owner."""
+    session_bytes: Bytes = 256 * 1024
+    """Size of one session's state and metadata together, as JSON."""
     history_messages: Count = 200
     """Messages of the conversation that a run is given."""
     first_message_timeout: Seconds = 30.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -12,6 +12,9 @@ from hector_trio.session import MessageRow, SessionRow
 from hector_trio.task import TaskRow
 
 T = TypeVar("T")
+
+SESSION_BYTES: Final = 256 * 1024
+"""What state and metadata of a session may have together, as JSON, unless the caller says otherwise."""
 
 
 class Page(Struct, Generic[T], frozen=True):
@@ -182,9 +185,11 @@ class Store(Protocol):
         state: Any = None,
         metadata: Any = None,
         if_match: str | None = None,
+        limit_bytes: int = SESSION_BYTES,
     ) -> SessionRow:
         """Applies RFC 7396 merge patches (``None``: none) and moves ``last_activity_at``. ``if_match`` is compared with
-        the ETag of the row as it is before. Raises SessionNotFound, PreconditionFailed."""
+        the ETag of the row as it is before; ``limit_bytes`` bounds state and metadata together, as JSON. Raises
+        SessionNotFound, PreconditionFailed, InvalidRequest, PayloadTooLarge."""
 
     async def delete_session(self, owner: str, session_id: str) -> None:
         """Removes it with its tasks, logs and messages. Raises SessionNotFound."""

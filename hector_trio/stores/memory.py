@@ -23,7 +23,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError, encode
 from hector_trio.session import MessageRow, SessionRow
-from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment, StoreStatistics
+from hector_trio.stores import SESSION_BYTES, Accepted, Append, Idempotency, NewTask, Page, Segment, StoreStatistics
 from hector_trio.stores.rules import (
     Quota,
     check_appends,
@@ -302,12 +302,13 @@ class MemoryStore:
         state: Any = None,
         metadata: Any = None,
         if_match: str | None = None,
+        limit_bytes: int = SESSION_BYTES,
     ) -> SessionRow:
         await self._begin()
         session = self._session(owner, session_id, now)
         if session is None:
             raise SessionNotFound(f"No session {session_id}")
-        row = patched(session.row, now=now, state=state, metadata=metadata, if_match=if_match)
+        row = patched(session.row, now=now, state=state, metadata=metadata, if_match=if_match, limit_bytes=limit_bytes)
         session.row = _session_copy(row)
         return _session_copy(row)
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from hector_trio.errors import FieldError, InvalidRequest, PreconditionFailed, TaskExists
-from hector_trio.session import SessionRow, etag, merge_patch
+from hector_trio.session import SessionRow, check_size, etag, merge_patch
 from hector_trio.stores import Append
 from hector_trio.task import ENDED
 
@@ -82,11 +82,13 @@ def next_name(task_id: str, highest: Callable[[str], int]) -> str:
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
 
-def patched(row: SessionRow, *, now: int, state: Any, metadata: Any, if_match: str | None) -> SessionRow:
+def patched(
+    row: SessionRow, *, now: int, state: Any, metadata: Any, if_match: str | None, limit_bytes: int
+) -> SessionRow:
     """The session after the merge patches (``None``: none); ``row`` stays as it is.
 
     Raises: PreconditionFailed when ``if_match`` is not the ETag of ``row``; InvalidRequest when a patch would leave
-    anything but an object.
+    anything but an object; PayloadTooLarge when both together would have more than ``limit_bytes`` as JSON.
     """
     if if_match is not None and if_match != etag(row):
         raise PreconditionFailed(f"Session {row.session_id} has changed")
@@ -96,6 +98,7 @@ def patched(row: SessionRow, *, now: int, state: Any, metadata: Any, if_match: s
         if not isinstance(value, dict):
             wrong = "must be an object"
             raise InvalidRequest(f"{name}: {wrong}", errors=(FieldError(f"/{name}", wrong),))
+    check_size(members["state"], members["metadata"], limit_bytes)
     return msgspec.structs.replace(row, last_activity_at=max(row.last_activity_at, now), **members)
 
 

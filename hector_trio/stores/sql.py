@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import (
+    SESSION_BYTES,
     Accepted,
     Append,
     Idempotency,
@@ -247,9 +248,10 @@ class SqlStore:
         state: Any = None,
         metadata: Any = None,
         if_match: str | None = None,
+        limit_bytes: int = SESSION_BYTES,
     ) -> SessionRow:
         return await self._writer.run(
-            lambda c: sql_sessions.change(c, owner, session_id, now, state, metadata, if_match)
+            lambda c: sql_sessions.change(c, owner, session_id, now, state, metadata, if_match, limit_bytes)
         )
 
     async def delete_session(self, owner: str, session_id: str) -> None:

@@ -103,12 +103,19 @@ def _is_at_work(connection: Connection, session_key: int) -> bool:
 
 
 def change(
-    connection: Connection, owner: str, session_id: str, now: int, state: Any, metadata: Any, if_match: str | None
+    connection: Connection,
+    owner: str,
+    session_id: str,
+    now: int,
+    state: Any,
+    metadata: Any,
+    if_match: str | None,
+    limit_bytes: int,
 ) -> SessionRow:
     found = live_session(connection, owner, session_id, now)
     if found is None:
         raise SessionNotFound(f"No session {session_id}")
-    row = patched(_session(found), now=now, state=state, metadata=metadata, if_match=if_match)
+    row = patched(_session(found), now=now, state=state, metadata=metadata, if_match=if_match, limit_bytes=limit_bytes)
     values = _values(row)
     connection.execute(update(sessions).where(sessions.c.key == found.key).values(values))
     if values["metadata"] != found.metadata:

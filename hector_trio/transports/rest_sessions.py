@@ -28,7 +28,7 @@ from hector_trio.models import (
     TaskList,
     TaskRequest,
 )
-from hector_trio.session import SessionRow, etag, wire_message, wire_session
+from hector_trio.session import SessionRow, check_size, etag, wire_message, wire_session
 from hector_trio.task import wire_task
 from hector_trio.transports.negotiation import entity_tags, matches_strongly, matches_weakly
 from hector_trio.transports.requests import check_session_request, metadata_filter, page_size
@@ -87,6 +87,7 @@ async def create_session(call: Call) -> Reply:
         metadata=request.metadata or {},
         ttl_seconds=request.ttl_seconds,
     )
+    check_size(row.state, row.metadata, call.services.settings.limits.session_bytes)
     await engine.store.create_session(row, limit=call.services.settings.limits.sessions)
     return json_reply(wire_session(row), 201, Location=call.path(f"/sessions/{row.session_id}"), ETag=etag(row))
 
@@ -120,6 +121,7 @@ async def patch_session(call: Call) -> Reply:
         state=None if patch.state is UNSET else patch.state,
         metadata=None if patch.metadata is UNSET else patch.metadata,
         if_match=await _if_match(call),
+        limit_bytes=call.services.settings.limits.session_bytes,
     )
     return json_reply(wire_session(row), ETag=etag(row))
 

@@ -240,3 +240,14 @@ async def test_a_session_of_somebody_else_is_like_none() -> None:
         assert (await john.get("/sessions")).json()["total"] == 0
         await new(john, sessionId="s")  # the id is free for others
         assert (await mary.get("/sessions/s")).status_code == 200
+
+
+async def test_a_session_cannot_be_made_or_patched_larger_than_allowed() -> None:
+    async with serving(settings_of(limits={"session_bytes": 1000})) as server, server.client() as client:
+        large = {"x": "x" * 1000}
+        made = await client.post("/sessions", json={"agentId": "assistant", "metadata": large})
+        assert (made.status_code, made.json()["code"]) == (413, "payload_too_large")
+        path = (await client.post("/sessions", json={"agentId": "assistant"})).headers["Location"]
+        changed = await client.patch(path, json={"state": large})
+        assert (changed.status_code, changed.json()["code"]) == (413, "payload_too_large")
+        assert (await client.get(path)).json()["state"] == {}
