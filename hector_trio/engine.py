@@ -29,7 +29,17 @@ from hector_trio.errors import (
     StoreUnavailable,
 )
 from hector_trio.log import READ_BYTES, Follower, LogWriter, TaskLog, Wakeup, now_ms
-from hector_trio.models import Content, GraceMs, TaskRequest
+from hector_trio.models import GraceMs, TaskRequest
+from hector_trio.runs import (
+    CLIENT_LEFT,
+    INTERRUPTED,
+    SESSION_DELETED,
+    STORE_REFUSED,
+    SUPERSEDED,
+    Run,
+    failure,
+    last_change,
+)
 from hector_trio.session import MessageRow, wire_message
 from hector_trio.stores import Accepted, Append, Change, Idempotency, NewTask, Store
 from hector_trio.task import (
@@ -57,16 +67,6 @@ UNREAD_LIMIT: Final = 2.0
 
 SWEEP_BATCH: Final = 500
 
-CLIENT_LEFT: Final = Outcome("cancelled", reason="client_left")
-INTERRUPTED: Final = Outcome(
-    "failed", code="interrupted", message="The server stopped before the task ended", retryable=True
-)
-STORE_REFUSED: Final = Outcome(
-    "failed", code="store_unavailable", message="The store refused a part of the task's log", retryable=True
-)
-SESSION_DELETED: Final = Outcome("cancelled", reason="session_deleted")
-SUPERSEDED: Final = Outcome("cancelled", reason="interrupted_by_newer_task")
-
 log = structlog.stdlib.get_logger("hector_trio.engine")
 
 _requests = msgspec.json.Decoder(TaskRequest)
@@ -91,35 +91,6 @@ class Order(Struct, frozen=True):
     request: TaskRequest
     default_policy: Literal["cancel", "continue"]
     idempotency: Idempotency | None = None
-
-
-class Run:
-    """One accepted task while it is queued or running here."""
-
-    def __init__(self, row: TaskRow, request: TaskRequest, agent: Agent, log: TaskLog, turn: Turn | None) -> None:
-        self.row = row
-        self.request = request
-        self.agent = agent
-        self.log = log
-        self.turn = turn
-        self.scope = trio.CancelScope()
-        self.begun = False
-        self.stopped: Outcome | None = None
-        self.stopped_at = 0.0
-        self.parked = False
-        """The run ends without a final chunk: the task stays ``pending`` for the next start."""
-        self.ended = trio.Event()
-
-    def stop(self, outcome: Outcome) -> None:
-        """Ends the run as ``outcome``; the first to decide wins. Idempotent, at any time."""
-        if self.stopped is None and not self.parked:
-            self.stopped = outcome
-            self.stopped_at = trio.current_time()
-            self.scope.cancel()
-
-    def park(self) -> None:
-        self.parked = True
-        self.scope.cancel()
 
 
 class Engine:
@@ -290,7 +261,7 @@ class Engine:
                     if run.scope.cancelled_caught:
                         outcome = run.stopped or self._cut(run)
                 except Exception as error:
-                    outcome = run.stopped or _failure(error)
+                    outcome = run.stopped or failure(error)
                 except BaseExceptionGroup as group:
                     cancelled, rest = group.split(trio.Cancelled)
                     if rest is not None:
@@ -566,46 +537,6 @@ class Engine:
     async def _quiet(self) -> None:
         while self._runs:
             await self._changed.park()
-
-
-def last_change(row: TaskRow, outcome: Outcome, output: Content | None, now: int) -> tuple[Change, MessageRow | None]:
-    """How an ended task changes its row, and the line that its answer adds to the session's conversation.
-
-    A partial answer stays in the conversation, marked with how its task ended.
-    """
-    change = Change(outcome.status, output=output, error=outcome.error(), ended_at=now)
-    if row.session_id is None or output is None:
-        return change, None
-    return change, MessageRow(
-        role="agent",
-        type=output.type,
-        content=output.content,
-        agent_id=row.agent_id,
-        task_id=row.task_id,
-        created_at=now,
-        partial_status=None if outcome.status == "completed" else outcome.status,
-    )
-
-
-def _failure(error: BaseException) -> Outcome:
-    """How a run fails whose agent raised. What an unexpected error says stays in the log."""
-    found = _first(error)
-    if isinstance(found, RunError):
-        return Outcome(
-            "failed", code=found.run_code, message=found.detail, details=found.details, retryable=found.can_retry
-        )
-    if isinstance(found, HectorError):
-        return Outcome("failed", code=found.code, message=found.detail, retryable=found.retryable)
-    log.error("agent_failed", exc_info=error)
-    return Outcome("failed", code="agent_error", message="The agent failed")
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error itself, or of a group the first that was raised on purpose."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [_first(each) for each in error.exceptions]
-    return next((leaf for leaf in leaves if isinstance(leaf, HectorError)), leaves[0])
 
 
 @asynccontextmanager
