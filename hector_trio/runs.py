@@ -54,8 +54,10 @@ class Run:
             self.scope.cancel()
 
     def park(self) -> None:
-        self.parked = True
-        self.scope.cancel()
+        """Leaves a task that has not begun to the next start, unless it was already decided how it ends."""
+        if self.stopped is None:
+            self.parked = True
+            self.scope.cancel()
 
 
 def last_change(row: TaskRow, outcome: Outcome, output: Content | None, now: int) -> tuple[Change, MessageRow | None]:

@@ -39,6 +39,13 @@ async def test_a_parked_run_cannot_be_stopped_any_more() -> None:
     assert run.stopped is None
 
 
+async def test_a_cancelled_task_is_not_left_to_the_next_start() -> None:
+    run = await a_run()
+    run.stop(SESSION_DELETED)
+    run.park()
+    assert not run.parked
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
