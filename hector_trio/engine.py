@@ -188,6 +188,7 @@ class Engine:
         finally:
             if turn is not None and (accepted is None or accepted.how != "created"):
                 turn.leave()
+                self._changed.unpark_all()
         if accepted.how == "created":
             if turn is not None and request.multitask == "interrupt":
                 self._interrupt(turn)
@@ -339,8 +340,9 @@ class Engine:
             self._observer.run_ended(run.row.agent_id, outcome.status, outcome.code, seconds)
         if stored:
             self._close(run)
-        else:  # chunks that viewers never saw are lost, so the task is not complete
-            self._unfinished[run] = STORE_REFUSED if outcome.status == "completed" else outcome
+        else:
+            self._unfinished[run] = outcome
+            self._changed.unpark_all()
 
     def _close(self, run: Run) -> None:
         row = run.row
@@ -353,13 +355,23 @@ class Engine:
     async def _finish(self, run: Run, outcome: Outcome) -> bool:
         """Appends the final chunk. ``False``: the store refuses for now."""
         now = now_ms()
-        change, message = last_change(run.row, outcome, run.log.fold.output(), now)
         try:
+            if run.log.lost:
+                run.log.fold = await self._refold(run.row.key)
+                if outcome.status == "completed":
+                    outcome = STORE_REFUSED
+            change, message = last_change(run.row, outcome, run.log.fold.output(), now)
             await run.log.finish(outcome, change, message)
         except Gone:
             log.info("task_gone", task_id=run.row.task_id)  # its session was deleted meanwhile
         except HectorError as error:
-            log.error("final_chunk_not_stored", detail=error.detail, status=outcome.status)
+            if run not in self._unfinished:  # told once, however often it is tried again
+                row = run.row
+                ids = {"agent_id": row.agent_id, "task_id": row.task_id, "session_id": row.session_id}
+                log.error("final_chunk_not_stored", detail=error.detail, status=outcome.status, **ids)
+            return False
+        except Exception:
+            log.exception("final_chunk_failed", task_id=run.row.task_id)
             return False
         run.row = msgspec.structs.replace(
             run.row,
@@ -376,10 +388,6 @@ class Engine:
         while True:
             await trio.sleep(REPAIR_INTERVAL)
             for run, outcome in list(self._unfinished.items()):
-                try:
-                    run.log.fold = await self._refold(run.row.key)
-                except HectorError:
-                    break
                 if not await self._finish(run, outcome):
                     break  # still refusing: the next round tries again
                 del self._unfinished[run]
@@ -511,6 +519,8 @@ class Engine:
                 gone = await self.sweep()
             except StoreUnavailable as error:
                 log.warning("sweep_failed", detail=error.detail)
+            except Exception:
+                log.exception("sweep_failed")  # housekeeping must not end the server
             else:
                 if gone:
                     log.info("swept", rows=gone)
@@ -535,7 +545,8 @@ class Engine:
             await self._quiet()
 
     async def _quiet(self) -> None:
-        while self._runs:
+        """Returns when nothing runs. Final chunks that the store refuses are not waited for: recovery appends them."""
+        while len(self._runs) > len(self._unfinished):
             await self._changed.park()
 
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import structlog
 import trio
 
-from hector_trio.errors import Gone, HectorError, InvalidRequest, RunError
+from hector_trio.errors import Gone, HectorError, InvalidRequest, RunError, StoreUnavailable
 from hector_trio.models import Chunk, ChunkType, encode, timestamp
 from hector_trio.session import MessageRow
 from hector_trio.stores import Append, Change, Store
@@ -19,6 +20,9 @@ READ_BYTES: Final = 256 * 1024
 
 EMITS_PER_CHECKPOINT: Final = 32
 """An agent that only emits lets others run this often."""
+
+
+logger = structlog.stdlib.get_logger("hector_trio.log")
 
 
 def now_ms() -> int:
@@ -43,8 +47,8 @@ class Wakeup:
     async def wait(self) -> None:
         """Returns once ``wake`` was called since the last return. Always a checkpoint."""
         if self._set:
+            await trio.lowlevel.checkpoint()  # cancelled here, the alarm stays for the next wait
             self._set = False
-            await trio.lowlevel.checkpoint()
             return
         self._task = trio.lowlevel.current_task()
 
@@ -82,6 +86,8 @@ class TaskLog:
         """The seq of the committed final chunk."""
         self.failure: HectorError | None = None
         """Why the store refused; what waited then is gone."""
+        self.lost = False
+        """Whether chunks of the agent were among what is gone: the fold then holds more than the log."""
         self.readers: set[Wakeup] = set()
         self.on_refused: Callable[[HectorError], None] = lambda error: None
         self._writer = writer
@@ -99,6 +105,9 @@ class TaskLog:
         self._final_queued = False
         self._flying: list[bytes] | None = None
         self._flying_final = False
+        self._flying_message: MessageRow | None = None
+        self._unsaid: MessageRow | None = None
+        """The user's line, when the store refused it: the final chunk's append is preceded by it."""
         self._tail: list[bytes] = []
         self._tail_size = 0
         self._tail_first = row.last_seq + 1
@@ -167,15 +176,23 @@ class TaskLog:
     async def finish(self, outcome: Outcome, change: Change, message: MessageRow | None) -> None:
         """Appends the final chunk, with the row's last change, and waits for the commit.
 
-        After a refusal of the store it is numbered behind the last committed chunk. Raises: StoreUnavailable.
+        After a refusal of the store it is numbered behind the last committed chunk. Cut while it waits, it may be
+        called again: the final chunk is appended once. Raises: StoreUnavailable, Gone.
         """
-        if self._message is not None and self.failure is None:
-            await self.settled()  # a change holds one line of the conversation: the user's goes first
-        self.failure = None
-        self._change = change
-        self._message = message
-        self._final_queued = True
-        self._queue(encode(final_chunk(self.task_id, self._seq + 1, now_ms(), outcome)))
+        if not self._final_queued:
+            if self._unsaid is not None:
+                self._message, self._unsaid = self._unsaid, None
+                self.change(Change("running"), self._message)
+                self.failure = None
+            if self._message is not None:
+                await self.settled()  # a change holds one line of the conversation: the user's goes first
+                if self.failure is not None:
+                    raise self.failure
+            self.failure = None
+            self._change = change
+            self._message = message
+            self._final_queued = True
+            self._queue(encode(final_chunk(self.task_id, self._seq + 1, now_ms(), outcome)))
         await self.settled()
         if self.failure is not None:
             raise self.failure
@@ -208,12 +225,13 @@ class TaskLog:
         )
         self._flying = lines
         self._flying_final = self._final_queued
+        self._flying_message = self._message
         self._change = self._message = None
         return append
 
     def commit(self, append: Append) -> None:
         lines = self._flying or []
-        self._flying = None
+        self._flying = self._flying_message = None
         self._tail += lines
         size = sum(map(len, lines))
         self._pending_bytes -= size
@@ -228,7 +246,12 @@ class TaskLog:
     def refuse(self, error: HectorError) -> None:
         """The store has refused: what waits is discarded and the numbers go back to the last committed chunk."""
         self.failure = error
-        self._pending, self._flying = [], None
+        lines = len(self._pending) + len(self._flying or ()) - self._final_queued
+        self.lost = self.lost or lines > 0
+        for message in (self._flying_message, self._message):
+            if message is not None and message.role == "user":
+                self._unsaid = message
+        self._pending, self._flying, self._flying_message = [], None, None
         self._pending_bytes = 0
         self._change = self._message = None
         self._final_queued = False
@@ -294,6 +317,11 @@ class LogWriter:
             except HectorError as error:
                 for log, _ in appends:
                     log.refuse(error)
+                continue
+            except Exception:
+                logger.exception("append_failed")
+                for log, _ in appends:
+                    log.refuse(StoreUnavailable("The store failed; its error has been logged"))
                 continue
             chunks = 0
             for log, append in appends:

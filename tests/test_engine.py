@@ -664,3 +664,41 @@ async def test_a_sessions_state_cannot_grow_without_a_bound(store: Store) -> Non
         found = await store.get_session("o", session, now=now_ms())
         assert found is not None
         assert len(found.state) == 9
+
+
+async def test_a_store_that_keeps_refusing_does_not_hold_up_the_end(store: Store) -> None:
+    refusing = Refusing(store)
+    steered = Steered()
+    with trio.fail_after(5):
+        async with engine_of(refusing, agent(steered)) as engine:  # type: ignore[arg-type]
+            row = (await engine.submit(order())).task
+            with engine.follow(row) as follower:
+                await follower.read()
+            refusing.full = True
+            await engine.drain(0)
+    async with engine_of(store, agent(steered), instance="next") as engine:
+        found = await store.get_task_by_key(row.key)
+        assert found is not None
+        assert found.status == "failed"
+        await stays_true_to_its_log(engine, found)
+
+
+async def test_a_bug_in_the_store_fails_the_task_and_not_the_server(store: Store) -> None:
+    class Buggy(Refusing):
+        async def append(self, appends: list[Append]) -> frozenset[int]:
+            if self.full:
+                self.full = False
+                raise ZeroDivisionError
+            return await super().append(appends)
+
+    buggy = Buggy(store)
+    buggy.full = True
+
+    async def answer(ctx: Context) -> None:
+        await ctx.emit_text("x")
+
+    async with engine_of(buggy, agent(answer)) as engine:  # type: ignore[arg-type]
+        first = await run(engine, order())
+        assert first.error is not None
+        assert first.error.code == "store_unavailable"
+        assert (await run(engine, order())).status == "completed"

@@ -666,7 +666,6 @@ async def test_a_cancel_inside_the_wait_for_the_commit_leaves_the_log_usable(sto
         assert is_whole(await read_to_end(Follower(store, row, log)))
 
 
-@pytest.mark.xfail(strict=True, reason="finish queues a second final chunk behind the first")
 async def test_an_end_that_was_cut_while_it_waited_and_is_tried_again_is_one_final_chunk(store: Gated) -> None:
     async with writing(store) as writer:
         busy = log_of(await accept(store, "busy"), writer)
@@ -717,12 +716,10 @@ async def stays_true_to_its_log(store: Gated, error_at_commit: trio.Event, agent
     return row
 
 
-@pytest.mark.xfail(strict=True, reason="the output holds what the store refused")
 async def test_the_output_of_a_task_holds_nothing_that_the_store_refused(store: Gated) -> None:
     await stays_true_to_its_log(store, trio.Event(), trio.Event())
 
 
-@pytest.mark.xfail(strict=True, reason="the run ends as completed although a chunk is lost")
 async def test_a_task_that_lost_a_chunk_is_not_completed_even_if_its_agent_ends_at_that_moment(store: Gated) -> None:
     moment = trio.Event()
     row = await stays_true_to_its_log(store, moment, moment)
@@ -762,7 +759,6 @@ async def test_a_wait_that_was_cancelled_can_be_waited_again() -> None:
             await trio.testing.wait_all_tasks_blocked()
 
 
-@pytest.mark.xfail(strict=True, reason="the cancelled wait takes the alarm with it")
 async def test_a_wake_that_meets_a_cancelled_wait_is_there_for_the_next() -> None:
     wakeup = Wakeup()
     wakeup.wake()
@@ -770,9 +766,8 @@ async def test_a_wake_that_meets_a_cancelled_wait_is_there_for_the_next() -> Non
         scope.cancel()
         await wakeup.wait()
     assert scope.cancelled_caught
-    with trio.move_on_after(0) as scope:
+    with trio.fail_after(5):
         await wakeup.wait()
-    assert not scope.cancelled_caught
 
 
 @pytest.mark.parametrize("seed", range(20))
