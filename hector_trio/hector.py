@@ -74,11 +74,17 @@ class Hector:
         return register
 
     def settings(self, **server: Any) -> Settings:
-        """What would be served: defaults, ``HECTOR_*``, the configuration file, and ``server`` keys over all."""
+        """What would be served: defaults, ``HECTOR_*``, the configuration file, and ``server`` keys over all.
+
+        Raises: ConfigError, also for an agent that stands both in the file and in Python.
+        """
         flags = {"server": server} if server else {}
-        if self._config is not None:
-            return load_file(str(self._config), os.environ, flags, need_agents=not self._agents)
-        return default_settings(os.environ, flags, need_agents=not self._agents)
+        if self._config is None:
+            return default_settings(os.environ, flags, need_agents=not self._agents)
+        settings = load_file(str(self._config), os.environ, flags, need_agents=not self._agents)
+        if twice := sorted(self._agents.keys() & settings.agents.keys()):
+            raise ConfigError(f"{self._config}: agents.{twice[0]}: this agent is declared in Python too; rename one")
+        return settings
 
     def run(self, **server: Any) -> None:
         """Serves until SIGINT or SIGTERM, and drains. ``server``: keys of the section ``server`` (``port=0``).
