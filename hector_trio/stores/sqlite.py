@@ -121,10 +121,14 @@ def claim(path: Path, instance: str, now: int) -> Iterator[None]:
     """Makes the folder (0700) and the file (0600) where they are missing, and holds the store for this process alone.
 
     The lock is the kernel's, on ``<path>.lock``: it ends with the process however that ends, so a file left behind
-    means nothing. Raises: StartError when the folder or the file cannot be used, or another process has the store.
+    means nothing. Raises: StartError when the folder or the file cannot be used, or another process has the store;
+    where something else than a file stands in its place, nothing has been made.
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise StartError(f"SQLite {sqlite3.sqlite_version} is too old: the store needs 3.35 or newer")
+    if os.path.exists(path) and not os.path.isfile(path):
+        # before anything is made beside it: the neighbours of a device are nothing of ours
+        raise StartError(f"The store {path} cannot be written: it is not a regular file")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -109,9 +110,13 @@ async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-async def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "hector.db").mkdir()
-    assert "cannot be written: Is a directory" in await refusal(tmp_path / "hector.db")
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null")])
+async def test_what_is_no_file_is_refused_and_nothing_is_made_beside_it(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "hector.db")
+    assert "cannot be written: it is not a regular file" in await refusal(tmp_path / "hector.db")
+    assert os.listdir(tmp_path) == ["hector.db"]
 
 
 async def test_a_folder_that_cannot_be_written_is_refused() -> None:
