@@ -276,7 +276,7 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
         ("HECTOR_SERVER_PORT", "70000", "server.port: expected an integer from 0 to 65535, got '70000'"),
         ("HECTOR_LOG_ACCESS", "maybe", "log.access: expected true or false, got 'maybe'"),
         ("HECTOR_LOG_LEVEL", "debgu", "expected one of debug, info, warning, error, got 'debgu'; did you mean debug?"),
-        ("HECTOR_TASKS_TIMEOUT", "nan", "tasks.timeout: expected a number above 0, got 'nan'"),
+        ("HECTOR_TASKS_TIMEOUT", "nan", "tasks.timeout: expected a number above 0 and at most 315360000, got 'nan'"),
         ("HECTOR_SERVER_HOST", "127.0.0.1,a b", "server.host[1]: 'a b' is no address or host name"),
     ],
 )
@@ -310,6 +310,8 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
         ("agents: {a: {type: pyton}}", "agents.a.type: expected one of llm, python, got 'pyton'; did you mean python?"),
+        ("agents: {a: {type: [x]}}", "agents.a.type: expected one of llm, python, got a list"),
+        ("llms: {m: {type: {x: y}}}\n" + AGENTS, "llms.m.type: expected one of demo, openai, got a mapping"),
         ("agents: {a: {type: python}}", "agents.a.function: is missing; it takes text"),
         ("agents: {a: {type: python, function: main}}", "agents.a.function: 'main' is no function, such as"),
         ("agents: {a/b: {}}", "agents.a/b: an agent's id is 1 to 128 characters of"),
@@ -353,10 +355,31 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         ("server: {root_path: x}\n" + AGENTS, "server.root_path: 'x' is no path prefix, such as /hector"),
         ("server: {tls: {cert: c}}\n" + AGENTS, "server.tls.key: is missing; it takes text"),
         ("store: {url: ~/x.db}\n" + AGENTS, "store.url: ~ is not expanded here; write ${HOME}/..."),
+        (
+            "store: {url: 'postgresql://x'}\n" + AGENTS,
+            "store.url: 'postgresql://x' is no store: it is a file's path, sqli",
+        ),
+        ("store: {url: 'sqlite://x.db'}\n" + AGENTS, "store.url: 'sqlite://x.db' is no store"),
+        ("store: {url: 'sqlite:///x.db?mode=ro'}\n" + AGENTS, "(no host, no options)"),
+        ("store: {url: 'sqlite:///'}\n" + AGENTS, "store.url: is empty"),
+        ("store: {url: ':memory:'}\n" + AGENTS, "sqlite:///path (no host, no options) or memory"),
         ("store: {durability: all}\n" + AGENTS, "store.durability: expected one of process, full, got 'all'"),
         ("tasks: {timeout: 20, max_timeout: 10}\n" + AGENTS, "tasks.timeout: 20 is more than tasks.max_timeout, 10"),
         ("tasks: {timeout: .inf}\n" + AGENTS, "tasks.timeout: .inf is no finite number"),
-        ("limits: {running: 0}\n" + AGENTS, "limits.running: expected an integer of at least 1, got 0"),
+        ("limits: {running: 0}\n" + AGENTS, "limits.running: expected an integer from 1 to 1099511627776, got 0"),
+        (
+            "limits: {body_bytes: 99999999999999999999999}\n" + AGENTS,
+            "limits.body_bytes: expected an integer from 1 to 1099511627776, got 99999999999999999999999",
+        ),
+        ("limits: {sockets: 99999999999999999999999}\n" + AGENTS, "limits.sockets: expected an integer from 1 to"),
+        ("limits: {json_depth: 5000}\n" + AGENTS, "limits.json_depth: expected an integer from 1 to 512, got 5000"),
+        ("limits: {chunk_bytes: 9, log_bytes: 8}\n" + AGENTS, "limits.chunk_bytes: 9 is more than limits.log_bytes, 8"),
+        (
+            "limits: {body_bytes: 9, unread_bytes: 8}\n" + AGENTS,
+            "limits.body_bytes: 9 is more than limits.unread_bytes",
+        ),
+        ("limits: {send_timeout: 1.0e+300}\n" + AGENTS, "limits.send_timeout: expected a number above 0 and at most 3"),
+        ("tasks: {retention: 1.0e+12}\n" + AGENTS, "tasks.retention: expected a number from 0 to 315360000, got"),
         ("server: !!python/name:os.system ''\n" + AGENTS, "means nothing here"),
         ("server:\n  port: 1\n  port: 2\n" + AGENTS, "server.port: declared twice, in lines 2 and 3"),
         ("agents: {a: {}}\nagents: {b: {}}\n", "agents: declared twice, in lines 1 and 2"),
@@ -381,6 +404,13 @@ def test_a_mistake_is_told_with_its_place_and_what_would_be_right(text: str, say
 def test_nested_aliases_cannot_blow_up() -> None:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
     assert "are aliases (*name) nested?" in complaint(bomb)
+
+
+def test_chained_aliases_cannot_be_nested_deeper_than_the_text_may_be() -> None:
+    chain = "a0: &a0 x\n" + "".join(f"a{n}: &a{n} {'[' * 55}*a{n - 1}{']' * 55}\n" for n in range(1, 13))
+    assert complaint(chain) == "x.yaml: line 2: nested deeper than 64 through aliases"
+    deep = f"agents: {{a: {{metadata: {{x: {'[' * 60}1{']' * 60}}}}}}}"
+    assert read(deep).agents["a"].metadata["x"]
 
 
 def test_all_mistakes_are_told_at_once_each_on_its_line() -> None:
@@ -470,6 +500,29 @@ def test_paths_from_elsewhere_are_kept(tmp_path: Path) -> None:
     assert load_file(str(path), {}, {"store": {"url": "c/d.db"}}).store.url == "c/d.db"
     path.write_text("store: {url: memory}\n" + AGENTS)
     assert load_file(str(path), {}).store.url == "memory"
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("sqlite:///data/h.db", "{}/data/h.db"),
+        ("sqlite:////var/h.db", "/var/h.db"),
+        ("sqlite:///memory", "{}/memory"),
+        ("memory", "memory"),
+    ],
+)
+def test_a_store_may_be_named_by_a_url(tmp_path: Path, url: str, file: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"store: {{url: '{url}'}}\n" + AGENTS)
+    assert load_file(str(path), {}).store.url == file.format(tmp_path)
+    assert default_settings({"HECTOR_STORE_URL": "sqlite:///memory"}).store.url == "./memory"
+
+
+def test_a_store_cannot_be_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("store: {url: .}\n" + AGENTS)
+    with pytest.raises(ConfigError, match=r"store\.url: .* is a folder; name a file in it, such as .*/hector\.db"):
+        load_file(str(path), {})
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import FieldInfo, fields
 
 from hector_trio.config.issues import WRONG, Issues, Path, nearest
-from hector_trio.config.rules import CHECKS, PATHS, SECRET, STRIPPED
+from hector_trio.config.rules import CHECKS, PATHS, SECRET, SPELLED
 from hector_trio.config.shapes import variants_of, without_none, words
 
 
@@ -48,8 +48,8 @@ class Builder:
         built = self.value(info.type, value, path, secret=name in SECRET)
         if built is WRONG or built is None:
             return built
-        if name in STRIPPED:
-            built = built.rstrip("/")
+        if name in SPELLED:
+            built = SPELLED[name](built)
         check = CHECKS.get(name, lambda item: None)
         single = not isinstance(built, list)
         good = True
@@ -142,7 +142,7 @@ class Builder:
 
     def _located(self, value: str, path: Path) -> str:
         """A relative path from the config file, joined to the file's folder."""
-        if self._base is None or path in self._issues.origins or value == "memory" or "://" in value:
+        if self._base is None or path in self._issues.origins or value == "memory":
             return value
         file, colon, name = value.rpartition(":") if path[0] == "agents" else (value, "", "")
         if path[0] == "agents" and not file.endswith(".py"):

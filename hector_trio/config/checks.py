@@ -59,6 +59,14 @@ def check_together(settings: Settings, issues: Issues) -> None:
     tasks = settings.tasks
     if tasks.timeout > tasks.max_timeout:
         issues.add(("tasks", "timeout"), f"{tasks.timeout:g} is more than tasks.max_timeout, {tasks.max_timeout:g}")
+    limits = settings.limits
+    for smaller, larger, why in (
+        ("chunk_bytes", "log_bytes", "no such chunk would fit into a log"),
+        ("body_bytes", "unread_bytes", "a message of that size would close its WebSocket"),
+    ):
+        size, room = getattr(limits, smaller), getattr(limits, larger)
+        if size > room:
+            issues.add(("limits", smaller), f"{size} is more than limits.{larger}, {room}: {why}")
     server = settings.server
     if not server.host and server.uds is None and server.fd is None:
         issues.add(("server", "host"), "the list is empty; name an address, such as 127.0.0.1")
@@ -81,6 +89,11 @@ def check_files(settings: Settings, *, source: str) -> None:
             file = agent.function.rpartition(":")[0]
             if file.endswith(".py"):
                 named.append((("agents", agent_id, "function"), file))
+    store = settings.store.url
+    if store != "memory" and os.path.isdir(store):
+        issues.add(
+            ("store", "url"), f"{store} is a folder; name a file in it, such as {os.path.join(store, 'hector.db')}"
+        )
     for path, file in named:
         if not os.path.isfile(file):
             issues.add(path, f"there is no file {file}")

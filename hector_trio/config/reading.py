@@ -92,6 +92,10 @@ class Reader:
             self._issues.add(path, "the alias contains itself")
             return None
         self._open.add(id(node))
+        # Aliases add to each other what they hold, which the text's own depth does not show.
+        if node.id != "scalar" and len(self._open) > MAX_DEPTH:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{self._issues.source}: line {line}: nested deeper than {MAX_DEPTH} through aliases")
         try:
             if node.id == "scalar":
                 return self._scalar(node, path)

@@ -84,6 +84,24 @@ def _check_path(text: str) -> str | None:
     return None if text and "\0" not in text else "is empty"
 
 
+def _check_store(text: str) -> str | None:
+    if "://" in text or text == ":memory:":
+        return f"{text!r} is no store: it is a file's path, sqlite:///path (no host, no options) or memory"
+    return _check_path(text)
+
+
+def _file_of_store(text: str) -> str:
+    """``sqlite:///path`` as the path; anything else as it is. A file may be called memory: ``sqlite:///memory``."""
+    path = text.removeprefix("sqlite:///")
+    if path == text or "?" in path:
+        return text
+    return "./memory" if path == "memory" else path
+
+
+def _without_slash(text: str) -> str:
+    return text.rstrip("/")
+
+
 def _check_function(text: str) -> str | None:
     match = _FUNCTION.match(text)
     if match is not None and (match["where"].endswith(".py") or _MODULE.match(match["where"])):
@@ -130,7 +148,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Server, "allowed_hosts"): _check_allowed_host,
     (Tls, "cert"): _check_path,
     (Tls, "key"): _check_path,
-    (StoreSettings, "url"): _check_path,
+    (StoreSettings, "url"): _check_store,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
     (OpenAiLlm, "model"): _check_text,
@@ -140,7 +158,13 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (PythonAgent, "function"): _check_function,
 }
 SECRET = {(Token, "token"), (OpenAiLlm, "api_key"), (OpenAiLlm, "headers")}
-STRIPPED = {(Server, "root_path"), (Server, "base_url"), (OpenAiLlm, "base_url")}
+SPELLED: dict[tuple[type, str], Callable[[str], str]] = {
+    (Server, "root_path"): _without_slash,
+    (Server, "base_url"): _without_slash,
+    (StoreSettings, "url"): _file_of_store,
+    (OpenAiLlm, "base_url"): _without_slash,
+}
+"""Of several ways to say the same, the one that the settings hold."""
 PATHS = {(Server, "uds"), (Tls, "cert"), (Tls, "key"), (StoreSettings, "url"), (PythonAgent, "function")}
 
 

@@ -10,9 +10,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-Seconds = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
-Bytes = Annotated[int, Meta(ge=1)]
+# Upper bounds stand where nobody has a use for more: what passes them is a slip, and would overflow somewhere later.
+LONG = 10 * 365 * 86400
+"""The most seconds that any key takes: ten years."""
+Seconds = Annotated[float, Meta(gt=0, le=LONG)]
+Span = Annotated[float, Meta(ge=0, le=LONG)]
+Count = Annotated[int, Meta(ge=1, le=1 << 40)]
+Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
 
 
 class Tls(Struct, frozen=True):
@@ -55,7 +59,7 @@ class Server(Struct, frozen=True):
     """TCP port; 0: any free one."""
     uds: str | None = None
     """Path of a Unix socket to listen on instead of host and port."""
-    fd: Annotated[int, Meta(ge=0)] | None = None
+    fd: Annotated[int, Meta(ge=0, le=65535)] | None = None
     """Number of an inherited listening socket to use instead of host and port (socket activation)."""
     tls: Tls | None = None
     root_path: str = ""
@@ -70,7 +74,7 @@ class Server(Struct, frozen=True):
     """Host names accepted on a loopback bind besides loopback names; ``*.example.com``: any subdomain; ``*``: all."""
     insecure: bool = False
     """Allow a bind that others can reach without any token."""
-    shutdown_grace: Annotated[float, Meta(ge=0)] = 10.0
+    shutdown_grace: Span = 10.0
     """Seconds that running streams may go on after SIGTERM."""
 
 
@@ -79,7 +83,7 @@ class Limits(Struct, frozen=True):
 
     body_bytes: Bytes = 1 << 20
     """Size of a request's body and of a WebSocket message."""
-    json_depth: Count = 64
+    json_depth: Annotated[int, Meta(ge=1, le=512)] = 64
     """Depth of nested lists and objects in a body."""
     connections: Count = 10_000
     """Open TCP connections, of all kinds."""
@@ -136,7 +140,7 @@ class Tasks(Struct, frozen=True):
     """Seconds after which a task that names no ``timeoutMs`` is cut."""
     max_timeout: Seconds = 3600.0
     """The most seconds that a task's own ``timeoutMs`` may ask for."""
-    retention: Annotated[float, Meta(ge=0)] = 7 * 86400.0
+    retention: Span = 7 * 86400.0
     """Seconds that ended tasks without a session are kept."""
     sweep_interval: Seconds = 60.0
     """Seconds between two looks for tasks and sessions whose time is over."""
@@ -163,7 +167,7 @@ class Auth(Struct, frozen=True):
 class DemoLlm(Struct, frozen=True, tag="demo", tag_field="type"):
     """The built-in model: offline, deterministic, honest about being none."""
 
-    words_per_second: Annotated[float, Meta(ge=0)] = 25.0
+    words_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] = 25.0
     """Pace of the answer; 0: as fast as it can."""
 
 

@@ -36,8 +36,8 @@ def words(tp: Any) -> str:
     meta = next((each for each in get_args(inner)[1:] if isinstance(each, Meta)), Meta())
     plain = get_args(inner)[0] if get_origin(inner) is Annotated else inner
     name = {str: "text", bool: "true or false", int: "an integer", float: "a number"}[plain]
-    if meta.gt is not None:
-        return f"{name} above {meta.gt}"
+    if meta.gt is not None and meta.le is not None:
+        return f"{name} above {meta.gt} and at most {meta.le}"
     if meta.ge is not None and meta.le is not None:
         return f"{name} from {meta.ge} to {meta.le}"
-    return f"{name} of at least {meta.ge}" if meta.ge is not None else name
+    return name
