@@ -27,6 +27,7 @@ from importlib.metadata import version
 from math import inf
 from time import time
 from typing import Any, Generic, TypeVar, cast
+from uuid import uuid4
 
 import h11
 import hypercorn.trio.run
@@ -38,7 +39,7 @@ from hypercorn.events import Event as ConnectionEvent
 from hypercorn.logging import Logger
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol, H11WSConnection
-from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -70,7 +71,6 @@ MAX_REFUSALS = 64
 
 _T = TypeVar("_T")
 _RESET = struct.pack("ii", 1, 0)
-_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +363,7 @@ class Connection(TCPServer):
             return
         self.server.refusing += 1
         try:
-            self.write(_BUSY)
+            self.write(frames.problem_alone(503, str(uuid4())))
             self.socket.shutdown(stdlib_socket.SHUT_WR)
             with trio.move_on_after(self.limits.linger_timeout):
                 while await self.stream.receive_some(MAX_RECV):
@@ -574,6 +574,9 @@ class _Application:
     app: AppWrapper
     scope: Any
     closed: bool
+    config: Config
+    send: Callable[[Event], Awaitable[None]]
+    start_time: float
 
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         """Called by the base class when the scope is complete: start the application."""
@@ -593,7 +596,7 @@ class _Application:
         """Run the application; whatever it raises ends this stream and no other."""
         code = 1012  # a cancel from outside: the server is going
         try:
-            await self.app(self.scope, self.inbox.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
+            await self.app(self.scope, self.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
             code = 1000
         except (Exception, BaseExceptionGroup) as error:
             contain(error, f"The application failed on {self.scope['type']} {self.scope['path']}")
@@ -604,6 +607,23 @@ class _Application:
             except (Exception, BaseExceptionGroup) as error:
                 self.owner.reset("cannot be answered")
                 contain(error, "The end of a response failed")
+
+    async def receive(self) -> Any:
+        """What the application calls for its next event."""
+        return await self.inbox.receive()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Called by the base classes where there is no application to answer, or none that did."""
+        await self.refuse(status_code)
+
+    async def refuse(self, status: int, detail: str = "") -> None:
+        """Answer in the application's place."""
+        headers, body = frames.problem(status, str(uuid4()), detail)
+        await self.send(Response(stream_id=STREAM_ID, status_code=status, headers=headers))
+        if self.scope.get("method") != "HEAD":
+            await self.send(Body(stream_id=STREAM_ID, data=body))
+        await self.send(EndBody(stream_id=STREAM_ID))
+        await self.config.log.access(self.scope, {"status": status, "headers": []}, time() - self.start_time)
 
     async def app_send(self, message: Any) -> None:
         raise NotImplementedError
@@ -622,10 +642,19 @@ class _Request(_Application, HTTPStream):
         self.inbox = Inbox(inf, inf)  # bounded by `_Http1.room`: the reader stops, TCP tells the client
         self.task_group = cast(TaskGroup, self)
 
+    async def receive(self) -> Any:
+        if self.owner.protocol.stream is self:
+            self.owner.protocol.ask_for_body()
+        return await self.inbox.receive()
+
     async def app_send(self, message: Any) -> None:
         if not self.closed:
             await HTTPStream.app_send(self, message)
         await self.owner.pace()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await super()._send_error_response(status_code)
+        self.state = ASGIHTTPState.CLOSED
 
     async def ended(self, code: int) -> None:
         await HTTPStream.app_send(self, None)
@@ -669,7 +698,7 @@ class _WebSocket(_Application, WSStream):
             self._early += cast(Data, event).data
         else:
             self.state = ASGIWebsocketState.HTTPCLOSED
-            await self._send_error_response(400)
+            await self.refuse(400, f"More than {EARLY_BYTES} bytes were sent before the WebSocket was accepted")
             await self.send(StreamClosed(self.stream_id))
 
     async def _parse(self) -> None:
@@ -704,7 +733,7 @@ class _WebSocket(_Application, WSStream):
 
     async def _closing(self, event: CloseConnection) -> None:
         if self.connection.state is not ParserState.REMOTE_CLOSING:
-            await self.fail(int(event.code), event.reason or "")
+            await self.fail(int(event.code), frames.REASONS.get(int(event.code), ""))
             return
         self._farewell = (int(event.code), event.reason or "")
         self._send_close(*self._farewell)
@@ -833,12 +862,23 @@ class _Http1(H11Protocol):
             server,
             owner.protocol_send,
         )
-        self.connection = h11.Connection(h11.SERVER, max_incomplete_event_size=owner.limits.max_header_bytes)
         self.owner = owner
+        self.connection = self._parser(b"")
         self._head = b""
         """A response head that waits for its body, so that both leave in one write."""
+        self._only_head = False
+        """Whether the request is a HEAD, whose answer has no body."""
+        self._skipped = False
+        """Whether an empty line was found in front of this request."""
         self._paused = False
         self._recycled = trio.lowlevel.ParkingLot()
+
+    def _parser(self, data: bytes) -> h11.Connection:
+        """The parser of a connection on which *data* was received first."""
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=self.owner.limits.max_header_bytes)
+        if data:
+            parser.receive_data(data)
+        return parser
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take bytes, or the end of the connection."""
@@ -871,7 +911,7 @@ class _Http1(H11Protocol):
     async def time_out(self) -> None:
         """A head or a body was not completed in time."""
         if self.connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self._answer(408)
+            self._answer(408)
         self.owner.finish()
         await self._close_stream()
 
@@ -883,14 +923,16 @@ class _Http1(H11Protocol):
                 await self.stream.handle(passed)
             return
         self._paused = False
+        if connection.their_state is h11.IDLE:
+            if not self._begins():
+                return
+            connection = self.connection
         while not self.owner.finishing and self.connection is connection:
-            if connection.they_are_waiting_for_100_continue:
-                await self._send_h11_event(h11.InformationalResponse(status_code=100, headers=[]))
             try:
                 event = connection.next_event()
             except h11.RemoteProtocolError as error:
                 if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    await self._answer(error.error_status_hint)
+                    self._answer(error.error_status_hint)
                 self.owner.finish()
                 await self._close_stream()
                 return
@@ -907,12 +949,39 @@ class _Http1(H11Protocol):
         if self.connection is not connection:
             await self._handle_events()  # upgraded: what followed the request is early data
 
+    def _begins(self) -> bool:
+        """Whether what was received may be the begin of a head. One empty line before it is dropped (RFC 9112, 2.2),
+        and a head that is too long is refused although it came in one piece, which the parser lets pass."""
+        owner = self.owner
+        data = self.connection.trailing_data[0]
+        if not self._skipped and data.startswith(b"\r"):
+            if data == b"\r":
+                return False
+            if data.startswith(b"\r\n"):
+                self._skipped = True
+                data = data[2:]
+                self.connection = self._parser(data)
+                if not data and self.keep_alive_requests:
+                    owner.wait_for(_Phase.IDLE, owner.limits.keep_alive_timeout)
+        if frames.head_too_long(data, owner.limits.max_header_bytes):
+            self._answer(431)
+            owner.finish()
+            return False
+        return bool(data)
+
+    def ask_for_body(self) -> None:
+        """The application wants the body: tell a client that waits for it to be wanted (RFC 9110, 10.1.1)."""
+        if self.connection.they_are_waiting_for_100_continue:
+            self.owner.write(self._encode(h11.InformationalResponse(status_code=100, headers=[])))
+            self.owner.wait_for(_Phase.BODY, self.owner.limits.body_timeout)
+
     async def _start(self, request: h11.Request) -> None:
         """A complete head: refuse it here, or give it to the application."""
+        self._only_head = request.method == b"HEAD"
         upgrade = frames.wants_websocket(request)
         fault = frames.request_fault(request) or (upgrade and frames.handshake_fault(request))
         if fault:
-            await self._answer(fault)
+            self._answer(fault)
             self.owner.finish()
             return
         target = request.target
@@ -926,12 +995,13 @@ class _Http1(H11Protocol):
             self.owner.wait_for(_Phase.ANSWER, inf)
         else:
             self.stream = _Request(self.owner, *self._stream_arguments())
-            self.owner.wait_for(_Phase.BODY, self.owner.limits.body_timeout)
+            waiting = connection.they_are_waiting_for_100_continue  # we for the application, the client for us
+            self.owner.wait_for(_Phase.BODY, inf if waiting else self.owner.limits.body_timeout)
         self.keep_alive_requests += 1
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID,
-                headers=list(request.headers),
+                headers=frames.joined(request.headers) if upgrade else list(request.headers),
                 http_version=request.http_version.decode(),
                 method=request.method.decode("ascii").upper(),
                 raw_path=target,
@@ -955,13 +1025,13 @@ class _Http1(H11Protocol):
             STREAM_ID,
         )
 
-    async def _answer(self, status: int) -> None:
-        """A response without a body, after which the connection ends."""
-        headers = [(b"content-length", b"0"), (b"connection", b"close")]
-        if status == 426:
-            headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]
-        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
-        await self._send_h11_event(h11.EndOfMessage())
+    def _answer(self, status: int) -> None:
+        """A response that no application gives, after which the connection ends."""
+        headers, body = frames.problem(status, str(uuid4()))
+        data = self._encode(h11.Response(status_code=status, headers=headers))
+        if not self._only_head:
+            data += self._encode(h11.Data(data=body))
+        self.owner.write(data + self._encode(h11.EndOfMessage()))
 
     async def stream_send(self, event: Event) -> None:
         kind = type(event)
@@ -977,6 +1047,7 @@ class _Http1(H11Protocol):
     def _respond(self, event: Response) -> None:
         headers = [*event.headers, *self.config.response_headers("h11")]
         closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
+        closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
         sized = any(name.lower() == b"content-length" for name, _ in headers)
@@ -995,7 +1066,7 @@ class _Http1(H11Protocol):
             self.owner.write(self._head)
             self._head = b""
 
-    def _encode(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
+    def _encode(self, event: h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage) -> bytes:
         try:
             return self.connection.send(event) or b""
         except h11.LocalProtocolError:
@@ -1017,6 +1088,7 @@ class _Http1(H11Protocol):
             self.owner.finish()
             return
         connection.start_next_cycle()
+        self._only_head = self._skipped = False
         self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
         if connection.trailing_data[0]:
             self.owner.wait_for(_Phase.HEAD, self.owner.limits.header_timeout)
@@ -1130,11 +1202,11 @@ _RELIED_ON: dict[Callable[..., Any], str] = {
     HTTPStream.__init__: _STREAM,
     WSStream.__init__: _STREAM,
     HTTPStream.app_send: "self message",
+    HTTPStream._send_error_response: "self status_code",
     WSStream.app_send: "self message",
     WSStream._accept: "self message",
     WSStream._send_error_response: "self status_code",
     H11Protocol.stream_send: "self event",
-    H11Protocol._send_h11_event: "self event",
     H11Protocol._handle_events: "self",
     H11Protocol._maybe_recycle: "self",
     H11Protocol._close_stream: "self",

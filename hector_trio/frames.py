@@ -2,13 +2,18 @@
 
 import base64
 import binascii
+import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 
 import h11
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol, Opcode, RsvBits
+
+from .errors import Forbidden, HectorError, InvalidRequest, NotFound, PayloadTooLarge, RateLimited
+from .models import Problem, encode
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
 """First bytes of an unfragmented frame: FIN and the opcode (5.2)."""
@@ -17,6 +22,10 @@ NO_STATUS = 1005
 """What a Close frame without a code means; it never stands on the wire (7.4.1)."""
 
 _SHORT, _MIDDLE, _LONG = struct.Struct("!BB").pack, struct.Struct("!BBH").pack, struct.Struct("!BBQ").pack
+
+
+REASONS = {1002: "protocol error", 1007: "invalid payload", 1009: "message too big"}
+"""What our Close frames say of a peer's frames that cannot be taken; a parser's own words are for nobody else."""
 
 
 def frame(first: int, payload: bytes) -> bytes:
@@ -118,6 +127,23 @@ def wants_websocket(request: h11.Request) -> bool:
     return upgrade.strip().lower() == b"websocket" and b"upgrade" in tokens and request.method == b"GET"
 
 
+def joined(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """*headers* with the lists of a handshake on one line each, which means the same (RFC 9110, 5.3)."""
+    lists: dict[bytes, bytes] = {}
+    others = []
+    for name, value in headers:
+        if name in _LISTS:
+            lists[name] = lists[name] + b", " + value if name in lists else value
+        else:
+            others.append((name, value))
+    return others + list(lists.items())
+
+
+def head_too_long(data: bytes, limit: int) -> bool:
+    """Whether the request head that *data* begins with takes more than *limit* bytes, as far as can be said yet."""
+    return len(data) > limit and _BLANK_LINE.search(data, 0, limit) is None
+
+
 def request_fault(request: h11.Request) -> int | None:
     """The status with which a request is refused before an application sees it."""
     if request.http_version not in (b"1.1", b"1.0"):
@@ -135,6 +161,8 @@ def request_fault(request: h11.Request) -> int | None:
     return None
 
 
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LISTS = (b"connection", b"sec-websocket-extensions", b"sec-websocket-protocol")
 _HANDSHAKE = (b"upgrade", b"connection", b"origin", b"host")
 
 
@@ -159,3 +187,55 @@ def handshake_fault(request: h11.Request) -> int | None:
         return None if len(base64.b64decode(key, validate=True)) == 16 else 400
     except binascii.Error:
         return 400
+
+
+_TIMEOUT = ("request_timeout", "The request took too long", True)
+_REFUSALS: dict[int, tuple[type[HectorError] | tuple[str, str, bool], str]] = {
+    400: (InvalidRequest, "The request is not well-formed, or not a handshake that RFC 6455 allows"),
+    403: (Forbidden, "The application refused the WebSocket"),
+    404: (NotFound, "Nothing is served under this name"),
+    408: (_TIMEOUT, "The request was not complete in time"),
+    426: (InvalidRequest, "WebSockets are spoken in version 13 only"),
+    431: (PayloadTooLarge, "The head of the request is too large"),
+    500: (HectorError, "An internal error; it has been logged"),
+    501: (InvalidRequest, "The method or the transfer coding is not implemented"),
+    503: (RateLimited, "No more connections are taken"),
+    505: (InvalidRequest, "HTTP is spoken in the versions 1.0 and 1.1 only"),
+}
+
+
+def problem(status: int, request_id: str, detail: str = "") -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an answer that no application gives (RFC 9457), after which the connection ends."""
+    kind, usual = _REFUSALS.get(status) or _REFUSALS[500 if status >= 500 else 400]
+    code, title, retryable = kind if isinstance(kind, tuple) else (kind.code, kind.title, kind.retryable)
+    body = encode(
+        Problem(
+            type=f"urn:hector:problem:{code}",
+            title=title,
+            status=status,
+            detail=detail or usual,
+            instance="",
+            code=code,
+            retryable=retryable,
+            request_id=request_id,
+        )
+    )
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if status == 426:
+        headers += [(b"upgrade", b"websocket"), (b"sec-websocket-version", b"13")]
+    elif status == 503:
+        headers.append((b"retry-after", b"1"))
+    return headers, body
+
+
+def problem_alone(status: int, request_id: str) -> bytes:
+    """`problem` as the bytes of a whole response, for where no request is read."""
+    headers, body = problem(status, request_id)
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode() + head + b"\r\n" + body

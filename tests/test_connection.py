@@ -1,6 +1,7 @@
 """What no client may do to a server: end it, freeze it, fill it, or keep it from stopping."""
 
 import errno
+import json
 import logging
 import os
 import socket
@@ -8,6 +9,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
@@ -29,6 +31,7 @@ from hector_trio.connection import (
     statistics,
     tune_listener,
 )
+from hector_trio.frames import REASONS
 from tests.hostile import (
     FRAMES,
     H2_PREFACE,
@@ -173,6 +176,140 @@ async def test_a_hundred_continue_is_sent_and_the_body_taken() -> None:
                 assert await peer.status() == 100
                 await peer.send(b"abc")
                 assert b"abc" in await peer.rest()
+
+
+async def test_a_hundred_continue_is_not_sent_for_a_body_that_is_refused() -> None:
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+        assert (await receive())["type"] == "http.disconnect"
+
+    async with running(asgi(http=refuse), ConnectionLimits(linger_timeout=0.2)) as server:
+        async with server.peer(post(b"", b"expect: 100-continue", announced=3)) as peer:
+            with trio.fail_after(5):
+                answer = await peer.rest()
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer.lower()
+
+
+async def test_a_client_may_wait_for_its_hundred_continue_as_long_as_the_application_thinks() -> None:
+    async def think(scope: Any, receive: Any, send: Any) -> None:
+        await pause(0.5)
+        while (await receive())["more_body"]:
+            pass
+        await hello(scope, receive, send)
+
+    async with running(asgi(http=think), ConnectionLimits(body_timeout=0.2)) as server:
+        async with server.peer(post(b"", b"expect: 100-continue", announced=3)) as peer:
+            with trio.fail_after(5):
+                assert await peer.status() == 100
+                await peer.send(b"abc")
+                assert await peer.status() == 200
+
+
+async def test_an_empty_line_before_a_request_is_ignored_and_one_behind_it_leaves_the_connection_idle() -> None:
+    limits = ConnectionLimits(header_timeout=0.3)
+    async with running(asgi(http=hello), limits) as server, server.peer() as peer:
+        with trio.fail_after(5):
+            for piece in (b"\r", b"\n", get() + b"\r\n" + get() + b"\r\n"):
+                await peer.send(piece)
+                await pause(0.01)
+            for _ in range(2):
+                assert await peer.status() == 200
+                assert await peer.take(5) == b"hello"
+            await pause(0.6)  # no head was begun, so none is late
+            await peer.send(get())
+            assert await peer.status() == 200
+
+
+@pytest.mark.parametrize("size", [1010, 2000, 70_000, 100_000])
+async def test_a_head_that_is_too_long_is_refused_also_when_it_comes_in_one_piece(size: int) -> None:
+    async with running(asgi(http=hello), ConnectionLimits(max_header_bytes=1000)) as server:
+        head = get(b"/", b"x: " + b"a" * (size - len(get(b"/", b"x: "))))
+        async with server.peer(head) as peer:
+            with trio.fail_after(5):
+                assert await peer.status() == 431
+        async with server.peer(get() + get() * 100 + get(b"/", b"connection: close")) as peer:
+            with trio.fail_after(5):
+                assert (await peer.rest()).count(b"HTTP/1.1 200") == 102
+
+
+async def test_the_lists_of_a_handshake_may_stand_on_several_lines() -> None:
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept", "subprotocol": scope["subprotocols"][0]})
+        await receive()
+
+    lists = (b"connection: keep-alive", b"sec-websocket-protocol: one", b"sec-websocket-protocol: two")
+    async with running(asgi(websocket=websocket)) as server, server.peer(upgrade(b"/", *lists)) as peer:
+        with trio.fail_after(5):
+            head = await peer.until(b"\r\n\r\n")
+    assert b"101" in head
+    assert b"sec-websocket-protocol: one\r\n" in head
+
+
+REFUSALS = [
+    (get(b"/", b"content-length: abc", method=b"POST"), 400, "invalid_request"),
+    (post(b"abc", b"transfer-encoding: chunked"), 400, "invalid_request"),
+    (upgrade(key=b"sec-websocket-key: !!!\r\n"), 400, "invalid_request"),
+    (upgrade(b"/slow") + b"\x00" * 50_000, 400, "invalid_request"),
+    (upgrade(version=b"8"), 426, "invalid_request"),
+    (get(b"/", b"x: " + b"a" * 80_000), 431, "payload_too_large"),
+    (get(b"example.org:443", method=b"CONNECT"), 501, "invalid_request"),
+    (get(b"/", b"transfer-encoding: gzip", method=b"POST"), 501, "invalid_request"),
+    (get(version=b"2.0"), 505, "invalid_request"),
+    (b"GET / HTTP/1.1\r\n", 408, "request_timeout"),
+    (post(b"a", announced=10), 408, "request_timeout"),
+]
+
+
+def problem_of(answer: bytes) -> dict[str, Any]:
+    """The problem that a whole *answer* holds, checked against its head."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+    problem: dict[str, Any] = json.loads(body)
+    assert problem["status"] == int(status.split(b" ")[1])
+    assert problem["type"] == f"urn:hector:problem:{problem['code']}"
+    assert problem["instance"] == ""
+    assert problem["title"]
+    assert problem["detail"]
+    assert uuid.UUID(problem["requestId"])
+    assert headers[b"x-request-id"].decode() == problem["requestId"]
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"content-length"] == b"%d" % len(body)
+    assert headers[b"connection"] == b"close"
+    assert (headers.get(b"upgrade"), headers.get(b"sec-websocket-version")) == (
+        (b"websocket", b"13") if problem["status"] == 426 else (None, None)
+    )
+    assert (b"retry-after" in headers) == (problem["status"] == 503)
+    return problem
+
+
+@pytest.mark.parametrize(("data", "status", "code"), REFUSALS, ids=[f"{row[1]}-{n}" for n, row in enumerate(REFUSALS)])
+async def test_what_no_application_answers_is_answered_with_a_problem(data: bytes, status: int, code: str) -> None:
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await trio.sleep_forever()
+
+    limits = ConnectionLimits(header_timeout=0.2, body_timeout=0.2, linger_timeout=0.2)
+    async with running(asgi(http=wait, websocket=wait), limits, graceful_timeout=0.1) as server:
+        async with server.peer(data) as peer:
+            with trio.fail_after(5):
+                problem = problem_of(await peer.rest())
+    assert (problem["status"], problem["code"]) == (status, code)
+
+
+async def test_the_answer_to_a_head_has_no_body_also_when_no_application_gives_it() -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("no")
+
+    data = [get(b"/", b"transfer-encoding: chunked", b"content-length: 1", method=b"HEAD"), get(method=b"HEAD")]
+    async with running(asgi(http=fail)) as server:
+        for each in data:
+            async with server.peer(each) as peer:
+                with trio.fail_after(5):
+                    answer = await peer.rest()
+                    assert b"application/problem+json" in answer
+                    assert answer.endswith(b"\r\n\r\n")
 
 
 async def test_http2_is_refused_and_never_offered() -> None:
@@ -757,8 +894,7 @@ async def test_an_error_before_any_answer_is_a_500() -> None:
         for data in (get(), upgrade()):
             async with server.peer(data) as peer:
                 with trio.fail_after(5):
-                    assert await peer.status() == 500
-                    assert await peer.rest() == b""
+                    assert problem_of(await peer.rest())["code"] == "internal_error"
 
 
 async def test_an_error_in_the_middle_of_a_response_cuts_it_visibly() -> None:
@@ -796,9 +932,10 @@ async def test_a_broken_rule_is_answered_with_its_code_and_the_connection_ends(d
     async with running(listener(told), limits) as server, server.websocket() as peer:
         with trio.fail_after(5):
             await peer.send(data)
-            assert await peer.close_code() == code
+            first, payload = await peer.frame()
+            assert (first, payload) == (0x88, struct.pack("!H", code) + REASONS[code].encode())
             await told.ended.wait()
-            assert told.events == [{"type": "websocket.disconnect", "code": code, "reason": told.events[0]["reason"]}]
+            assert told.events == [{"type": "websocket.disconnect", "code": code, "reason": REASONS[code]}]
             assert await peer.rest() == b""
         await server.until_open(0)
 
@@ -917,9 +1054,8 @@ async def test_a_connection_beyond_the_limit_is_told_503_and_the_others_go_on() 
         async with server.websocket() as first:
             async with server.peer(get()) as second:
                 with trio.fail_after(5):
-                    head = await second.until(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 503")
-                assert b"retry-after: 1\r\n" in head
+                    problem = problem_of(await second.rest())
+                assert (problem["status"], problem["code"], problem["retryable"]) == (503, "rate_limited", True)
             with trio.fail_after(5):
                 await first.send(client_frame(0x81, b"a"))
                 assert await first.frame() == (0x81, b"a")

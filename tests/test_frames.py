@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from itertools import pairwise
 
@@ -26,6 +27,10 @@ from hector_trio.frames import (
     frame,
     frames,
     handshake_fault,
+    head_too_long,
+    joined,
+    problem,
+    problem_alone,
     request_fault,
     wants_websocket,
 )
@@ -318,3 +323,42 @@ def test_the_sizes_tested_stand_on_both_sides_of_every_form_of_the_length() -> N
     heads = [len(frame(TEXT, b"x" * size)) - size for size in SIZES]
     assert heads == sorted(heads)
     assert {after - before for before, after in pairwise(heads)} == {0, 2, 6}
+
+
+def test_the_lists_of_a_handshake_are_joined_in_order_and_all_else_stays() -> None:
+    headers = [(b"connection", b"Upgrade"), (b"x", b"1"), (b"connection", b"keep-alive"), (b"x", b"2"), (b"host", b"a")]
+    assert sorted(joined(headers)) == [
+        (b"connection", b"Upgrade, keep-alive"), (b"host", b"a"), (b"x", b"1"), (b"x", b"2"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
+def test_a_head_is_too_long_once_its_end_is_not_within_the_limit(end: bytes) -> None:
+    head = b"a" * 10 + end
+    assert not head_too_long(head, len(head))
+    assert not head_too_long(head + b"body" * 100, len(head))
+    assert head_too_long(head, len(head) - 1)
+    assert not head_too_long(b"a" * 10, 10)
+    assert head_too_long(b"a" * 11, 10)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 408, 426, 431, 499, 500, 501, 502, 503, 505])
+def test_a_refusal_is_a_problem_of_its_status(status: int) -> None:
+    headers, body = problem(status, "id")
+    told = json.loads(body)
+    assert (told["status"], told["requestId"], told["instance"]) == (status, "id", "")
+    assert told["retryable"] is (status in (408, 503))
+    assert (b"x-request-id", b"id") in headers
+    assert json.loads(problem(status, "id", "why")[1])["detail"] == "why"
+
+
+def test_a_refusal_alone_is_a_response_that_a_client_understands() -> None:
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    client.receive_data(problem_alone(503, "id"))
+    response, data, end = (client.next_event() for _ in range(3))
+    assert isinstance(response, h11.Response)
+    assert (response.status_code, dict(response.headers)[b"retry-after"]) == (503, b"1")
+    assert isinstance(data, h11.Data)
+    assert json.loads(bytes(data.data))["code"] == "rate_limited"
+    assert isinstance(end, h11.EndOfMessage)
