@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from quart import Response, abort, request, websocket
 
 from hector_trio.connection import ConnectionLimits
-from hector_trio.transports.quart_app import CLOSE_CODE, NURSERY, EventStreamResponse, HectorQuart
+from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, NURSERY, EventStreamResponse, HectorQuart
 from tests.hostile import client_close, client_frame, get, post, running, upgrade
 
 
@@ -249,6 +250,54 @@ async def test_a_handler_gets_text_and_bytes_also_when_empty() -> None:
                 await peer.send(data)
             assert await peer.frame() == (0x81, b"done")
     assert got == [b"", "", b"b", "t"]
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_when_a_client_left_stands_in_the_scope(kind: str) -> None:
+    app = HectorQuart(__name__)
+    marks = Marks()
+    left: list[float] = []
+
+    async def wait(scope: Any) -> None:
+        try:
+            await marks.wait_for_cancel()
+        finally:
+            left.append(scope[LEFT_AT])
+
+    @app.get("/")
+    async def http_handler() -> str:
+        await wait(request.scope)
+        return ""
+
+    @app.websocket("/ws")
+    async def websocket_handler() -> None:
+        await websocket.accept()
+        await wait(websocket.scope)
+
+    async with running(app) as server, server.peer(get() if kind == "http" else upgrade()) as peer:
+        with trio.fail_after(5):
+            await marks.started.wait()
+            before = trio.current_time()
+            peer.reset()
+            await marks.cancelled.wait()
+            await trio.testing.wait_all_tasks_blocked()
+    assert len(left) == 1
+    assert before <= left[0] <= trio.current_time()
+
+
+async def test_a_client_that_was_answered_has_not_left() -> None:
+    scopes: list[Any] = []
+
+    async def handler() -> str:
+        scopes.append(request.scope)
+        return "here"
+
+    app = HectorQuart(__name__)
+    app.get("/")(handler)
+    async with running(app) as server, server.peer(get() + get(b"/", b"connection: close")) as peer:
+        with trio.fail_after(5):
+            assert (await peer.rest()).count(b"here") == 2
+    assert [LEFT_AT in scope for scope in scopes] == [False, False]
 
 
 async def test_the_close_code_of_the_client_stands_in_the_scope() -> None:

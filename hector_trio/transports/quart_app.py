@@ -21,6 +21,9 @@ NURSERY = "hector.nursery"
 """Key of the scope under which the nursery of the request or of the WebSocket stands."""
 CLOSE_CODE = "hector.close_code"
 """Key of the WebSocket scope under which the code stands with which the connection ended, once it has."""
+LEFT_AT = "hector.left_at"
+"""Key of the scope under which `trio.current_time()` stands of the moment at which the client was seen to have left, or
+the WebSocket to have ended."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that our own Close frame may take to leave when a client is being refused."""
 
@@ -119,12 +122,20 @@ class HectorWebsocket(TrioWebsocket):
 class HectorHTTPConnection(TrioASGIHTTPConnection):
     """One request, in one nursery that ends with its response or when its client leaves."""
 
+    _answered = False
+    """Whether the last of the response was sent: what ends then is the exchange, and nobody has left it."""
+
     async def __call__(self, receive: Receive, send: Send) -> None:
-        request = self._create_request_from_scope(send)
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._answered = True
+            await send(message)
+
+        request = self._create_request_from_scope(answer)
         async with trio.open_nursery() as nursery:
             cast(dict[str, Any], self.scope)[NURSERY] = nursery
             nursery.start_soon(self._take_body, nursery, cast(HectorRequestBody, request.body), receive)
-            nursery.start_soon(self.handle_request, nursery, request, send)
+            nursery.start_soon(self.handle_request, nursery, request, answer)
 
     async def _take_body(self, nursery: trio.Nursery, body: HectorRequestBody, receive: Receive) -> None:
         while True:
@@ -135,6 +146,8 @@ class HectorHTTPConnection(TrioASGIHTTPConnection):
                     body.set_complete()
                 await body.wait_for_room()
             elif event["type"] == "http.disconnect":
+                if not self._answered:
+                    cast(dict[str, Any], self.scope)[LEFT_AT] = trio.current_time()
                 break
         nursery.cancel_scope.cancel()
 
@@ -169,7 +182,9 @@ class HectorWebsocketConnection(TrioASGIWebsocketConnection):
                         await websocket.close(1008, "too many unread messages")
                     break
             elif event["type"] == "websocket.disconnect":
-                cast(dict[str, Any], self.scope)[CLOSE_CODE] = event.get("code", 1005)
+                scope = cast(dict[str, Any], self.scope)
+                scope[CLOSE_CODE] = event.get("code", 1005)
+                scope[LEFT_AT] = trio.current_time()
                 break
         nursery.cancel_scope.cancel()
 
