@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -17,6 +17,9 @@ from hector_trio.task import Fold, Outcome, TaskRow, final_chunk, join_lines, na
 
 READ_BYTES: Final = 256 * 1024
 """How much of a log one read of the store brings."""
+
+ENVELOPE: Final = 512
+"""What a chunk may have besides its content, in bytes: the id, the time …"""
 
 EMITS_PER_CHECKPOINT: Final = 32
 """An agent that only emits lets others run this often."""
@@ -135,7 +138,7 @@ class TaskLog:
             )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError("not_json", f"The agent emitted a {kind} chunk that cannot stand in JSON") from error
-        if len(line) > self._max_chunk:
+        if len(line) > self._max_chunk + ENVELOPE:
             raise RunError("chunk_too_large", f"A {kind} chunk has {len(line)} bytes; {self._max_chunk} are allowed")
         if self._bytes + len(line) > self._max_log:
             raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
@@ -159,7 +162,7 @@ class TaskLog:
         """Text longer than a chunk may be becomes several chunks."""
         if not isinstance(text, str):
             raise InvalidRequest(f"emit_text takes a string, not {type(text).__name__}")
-        limit = self._max_chunk // 8  # an escaped character takes up to six bytes, a raw one up to four
+        limit = max(1, self._max_chunk // 8)  # an escaped character takes up to six bytes, a raw one up to four
         if len(text) <= limit:
             if text:
                 await self.emit("text", text)
@@ -315,22 +318,25 @@ class LogWriter:
             try:
                 refused = await self._store.append([append for _, append in appends])
             except HectorError as error:
-                for log, _ in appends:
-                    log.refuse(error)
+                self._refuse(logs, error)
                 continue
             except Exception:
                 logger.exception("append_failed")
-                for log, _ in appends:
-                    log.refuse(StoreUnavailable("The store failed; its error has been logged"))
+                self._refuse(logs, StoreUnavailable("The store failed; its error has been logged"))
                 continue
             chunks = 0
             for log, append in appends:
                 if append.key in refused:
-                    log.refuse(Gone("The task is gone, or another instance's by now"))
+                    self._refuse([log], Gone("The task is gone, or another instance's by now"))
                 else:
                     chunks += append.last_seq - append.first_seq + 1
                     log.commit(append)
             self._committed(chunks)
+
+    def _refuse(self, logs: Iterable[TaskLog], error: HectorError) -> None:
+        for log in logs:
+            self._dirty.pop(log, None)  # what it queued meanwhile is discarded with the rest
+            log.refuse(error)
 
 
 class Follower:
@@ -393,7 +399,10 @@ class Follower:
                 return self._give(lines[:limit])
             held = log.lines_after(self.after)
             if held is None:
-                return self._give((await self._stored())[:limit])
+                lines = await self._stored()
+                if not lines:
+                    self.failure = Gone("The task's log is no longer held")
+                return self._give(lines[:limit])
             if held:
                 return self._give(held[:limit])
             if log.failure is not None:

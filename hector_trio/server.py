@@ -36,7 +36,7 @@ from hector_trio.config import (
     is_loopback,
     secrets,
 )
-from hector_trio.engine import open_engine
+from hector_trio.engine import Engine, open_engine
 from hector_trio.errors import ConfigError, StartError
 from hector_trio.observability import Metrics, configure, watch_loop
 from hector_trio.providers import Provider
@@ -50,6 +50,9 @@ from hector_trio.transports.websocket import add_websocket
 
 CLOSING_LIMIT: Final = 3.0
 """Seconds that connections are given to finish after the drain."""
+
+FINAL_CHUNKS: Final = 1.5
+"""Seconds kept, of what Hypercorn gives its connections, for the final chunks to be stored and sent."""
 
 log = structlog.stdlib.get_logger("hector_trio.server")
 
@@ -154,8 +157,12 @@ class SelfOpeningApp:
         try:
             async with open_app(self._settings, self._agents) as self._app:
                 await send({"type": "lifespan.startup.complete"})
-                await receive()
-                await self._app.services.engine.drain(self._settings.server.shutdown_grace)
+                engine = self._app.services.engine
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._drain_early, engine)
+                    await receive()  # comes after the last connection, whose streams would have been cut by then
+                    nursery.cancel_scope.cancel()
+                await engine.drain(self._settings.server.shutdown_grace)
         except StartError as error:
             if self._app is not None:
                 raise
@@ -164,6 +171,11 @@ class SelfOpeningApp:
         finally:
             self._app = None
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _drain_early(self, engine: Engine) -> None:
+        """End the streams with their final chunks as soon as Hypercorn shuts down, before it cuts them."""
+        left = await connection.shutdown_begun()
+        await engine.drain(max(0.0, min(self._settings.server.shutdown_grace, left - FINAL_CHUNKS)))
 
 
 async def _refuse(scope: Any, send: Any, reason: str) -> None:
@@ -256,7 +268,7 @@ def load_function(reference: str, where: str) -> Callable[[Any], Any]:
         else:
             module = importlib.import_module(place)
         function = getattr(module, name)
-    except (ImportError, OSError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
         raise ConfigError(f"{where}: cannot load {reference!r} ({type(error).__name__}: {error})") from error
     if not callable(function):
         raise ConfigError(f"{where}: {reference!r} is not a function")
@@ -269,10 +281,7 @@ def load_function(reference: str, where: str) -> Callable[[Any], Any]:
 def listen(server: Server) -> list[socket.socket]:
     """The listening sockets. Raises: StartError, with who holds the address where that can be told."""
     if server.fd is not None:
-        try:
-            return [socket.socket(fileno=server.fd)]
-        except OSError as error:
-            raise StartError(f"--fd {server.fd}: not a socket ({error.strerror})") from error
+        return [_inherited(server.fd)]
     if server.uds is not None:
         return [_listen_unix(server.uds)]
     sockets: list[socket.socket] = []
@@ -291,6 +300,18 @@ def listen(server: Server) -> list[socket.socket]:
             sock.close()
         raise
     return sockets
+
+
+def _inherited(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise StartError(f"--fd {fd}: not a socket ({error.strerror})") from error
+    if not listens:
+        sock.detach()  # it is not ours to close
+        raise StartError(f"--fd {fd}: not a listening stream socket")
+    return sock
 
 
 def _resolve(host: str, port: int) -> list[Any]:
@@ -361,7 +382,7 @@ def _listen_unix(path: str) -> socket.socket:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 try:
                     probe.connect(path)
-                except OSError:
+                except ConnectionRefusedError:
                     os.unlink(path)  # left behind by a process that died
                 else:
                     raise StartError(f"--uds {path}: another process listens there")
@@ -370,7 +391,7 @@ def _listen_unix(path: str) -> socket.socket:
         sock.listen(1024)
     except OSError as error:
         sock.close()
-        raise StartError(f"Cannot listen on {path}: {error.strerror}") from error
+        raise StartError(f"Cannot listen on {path}: {error.strerror or error}") from error
     except StartError:
         sock.close()
         raise

@@ -331,7 +331,7 @@ async def test_one_that_only_emits_lets_others_run(store: Gated) -> None:
         ("data", object(), "not_json"),
         ("data", {1: {2: b"x", (3, 4): object()}}, "not_json"),
         ("data", "\ud800", "not_json"),
-        ("text", "x" * 900, "chunk_too_large"),
+        ("text", "x" * 2000, "chunk_too_large"),
     ],
 )
 async def test_a_chunk_that_cannot_be_taken_uses_up_no_number(store: Gated, kind: Any, content: Any, code: str) -> None:

@@ -449,3 +449,25 @@ async def test_a_task_that_had_not_begun_waits_for_the_next_start(tmp_path: Path
             assert row.status == "completed"
             assert (await read_all(server.engine, row))[-1].final
     assert (steered.started, again.started) == (["runs"], ["waits"])
+
+
+def test_a_live_socket_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "datagrams")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as live:
+        live.bind(path)
+        with pytest.raises(StartError):
+            listen(Server(uds=path))
+        assert (tmp_path / "datagrams").exists()
+
+
+def test_an_inherited_socket_has_to_listen() -> None:
+    with socket.socket() as idle, pytest.raises(StartError, match="not a listening"):
+        listen(Server(fd=idle.fileno()))
+
+
+def test_whatever_a_users_file_does_is_one_error(tmp_path: Path) -> None:
+    for number, text in enumerate(("def broken(:", "raise KeyError('x')", "raise SystemExit(3)", "undefined")):
+        file = tmp_path / f"agent{number}.py"
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="cannot load"):
+            load_function(f"{file}:agent", "agents.a.function")

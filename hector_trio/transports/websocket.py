@@ -29,7 +29,7 @@ from hector_trio.task import TaskRow
 from hector_trio.transports import Services
 from hector_trio.transports.guard import SUBPROTOCOL
 from hector_trio.transports.problems import refused
-from hector_trio.transports.quart_app import HectorQuart
+from hector_trio.transports.quart_app import LEFT_AT, HectorQuart
 from hector_trio.transports.requests import check_task_request, decode_json
 from hector_trio.transports.routes import PRINCIPAL
 
@@ -105,10 +105,11 @@ class Socket:
         self._engine = services.engine
         self._limits = services.settings.limits
         self._agent_id = agent_id
-        scope = cast(dict[str, Any], current.scope)
-        self._principal: Principal = scope[PRINCIPAL]
+        self._metrics = services.metrics
+        self._scope = cast(dict[str, Any], current.scope)
+        self._principal: Principal = self._scope[PRINCIPAL]
         self._websocket = current
-        self._send_many: SendMany = (scope.get("extensions") or {}).get(SEND_MANY) or self._send_each
+        self._send_many: SendMany = (self._scope.get("extensions") or {}).get(SEND_MANY) or self._send_each
         self._wakeup = Wakeup()
         self._followers: dict[str, Follower] = {}
         self._started: dict[str, TaskRow] = {}
@@ -137,6 +138,9 @@ class Socket:
                         await self._room.park()
         finally:
             self._engine.drain_wakeups.discard(self._wakeup)
+            left_at = self._scope.get(LEFT_AT)
+            if left_at is not None and any(row.policy == "cancel" for row in self._started.values()):
+                self._metrics.cancelled(trio.current_time() - left_at)  # their runs have ended: so has the nursery
             for follower in self._followers.values():
                 follower.close()
 

@@ -189,6 +189,9 @@ async def test_leaving_cancels_exactly_the_work_of_this_connection(how: str) -> 
             await peer.wait_for(b"<lives on")
             await peer.leave(how)
             await steered.wait_ended("goes")
+            with trio.fail_after(5):
+                while b"hector_cancel_seconds_count 1.0" not in server.services.metrics.render():
+                    await trio.lowlevel.checkpoint()
         assert steered.ended == ["goes"]
         gone = await server.engine.store.get_task("local", "a", "goes")
         assert gone is not None
