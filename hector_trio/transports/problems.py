@@ -87,14 +87,11 @@ def body_of(error: HectorError, *, instance: str, request_id: str) -> bytes:
 
 def refused(task_id: str, error: HectorError) -> Chunk:
     """The chunk that answers a refused task frame, or ends a stream whose log cannot be read on: it is in no log."""
-    detail = error.detail
-    if error.errors:
-        detail += ": " + "; ".join(f"{each.pointer or '/'} {each.message}" for each in error.errors)
     return Chunk(
         task_id=task_id,
         seq=0,
         chunk_type="error",
-        content=detail,
+        content=error.detail,
         timestamp=timestamp(now_ms()),
         final=True,
         status="failed",

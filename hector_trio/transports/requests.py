@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Final, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from hector_trio.errors import FieldError, InvalidRequest
-from hector_trio.models import GraceMs, SessionRequest, TaskRequest, is_id
+from hector_trio.models import ID_PATTERN, GraceMs, SessionRequest, TaskRequest, is_id
 
 T = TypeVar("T")
 
@@ -21,13 +21,20 @@ MAX_NUMBER: Final = 2**53 - 1
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 100
 
+_NO_ID: Final = "must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -, not . or .."
+
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 def invalid(pointer: str, message: str) -> InvalidRequest:
     """The refusal of one thing at ``pointer`` (RFC 6901; a query parameter or header stands there by its name)."""
-    name = pointer.removeprefix("/") or "The body"
-    return InvalidRequest(f"{name}: {message}", errors=(FieldError(pointer, message),))
+    return _refusal([FieldError(pointer, message)])
+
+
+def _refusal(faults: Sequence[FieldError]) -> InvalidRequest:
+    """The refusal of all that is wrong. Its detail says what its errors say: a reader of either misses nothing."""
+    said = (f"{each.pointer.removeprefix('/') or 'The body'}: {each.message}" for each in faults)
+    return InvalidRequest("; ".join(said), errors=tuple(faults))
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -56,7 +63,7 @@ def decode_json(data: bytes, type_: type[T], *, max_depth: int) -> T:
         pointer, message = fault(str(error))
         raise invalid(pointer, message) from None
     except (msgspec.DecodeError, ValueError) as error:
-        raise invalid("", _malformed(error)) from None
+        raise invalid("", _malformed(error, text)) from None
     except RecursionError:
         raise invalid("", "is nested too deep") from None
     return decoded
@@ -67,9 +74,16 @@ def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type_)
 
 
-def _malformed(error: Exception) -> str:
+# A first half (after an even number of backslashes) behind which something else stands than a second half.
+_HALF_PAIR = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9A-Fa-f]{2}(?:[^\\]|\\[^u]|\\u[^dD]|\\u[dD][^c-fC-F])")
+
+
+def _malformed(error: Exception, data: str) -> str:
     """The decoder's words (they hold positions and single characters only) as ours."""
     text = str(error)
+    # Near the end of the data the decoder takes half a pair for the end.
+    if "surrogate" in text or (("truncated" in text or "unexpected end" in text) and _HALF_PAIR.search(data)):
+        return "holds half of a surrogate pair (\\uD800 to \\uDFFF mean something in pairs only)"
     if text.startswith("JSON is malformed"):
         return "is not JSON" + text.removeprefix("JSON is malformed")
     return "is not JSON: it ends too early" if "truncated" in text else "is not JSON"
@@ -109,6 +123,8 @@ def fault(text: str) -> tuple[str, str]:
     missing = _MISSING.match(message)
     if missing is not None:
         return f"{pointer}/{missing['name']}", "is required"
+    if message.endswith(f"matching regex {ID_PATTERN!r}"):
+        return pointer, _NO_ID
     return pointer, message[:1].lower() + message[1:]
 
 
@@ -148,7 +164,7 @@ def check_session_request(request: SessionRequest) -> None:
 
 def _check_id(text: str, pointer: str, faults: list[FieldError]) -> None:
     if not is_id(text):
-        faults.append(FieldError(pointer, "must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -, not . or .."))
+        faults.append(FieldError(pointer, _NO_ID))
 
 
 def _check_number(number: int, pointer: str, faults: list[FieldError]) -> None:
@@ -158,8 +174,7 @@ def _check_number(number: int, pointer: str, faults: list[FieldError]) -> None:
 
 def _raise(faults: list[FieldError]) -> None:
     if faults:
-        text = "; ".join(f"{each.pointer.removeprefix('/')}: {each.message}" for each in faults)
-        raise InvalidRequest(text, errors=tuple(faults))
+        raise _refusal(faults)
 
 
 # --- the query --------------------------------------------------------------------------------------------------------
@@ -200,5 +215,8 @@ def metadata_filter(query: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def canonical(data: bytes) -> bytes:
-    """The body's JSON without its spelling: equal for bodies that say the same. ``data`` has been decoded before."""
-    return msgspec.json.encode(msgspec.json.decode(data.removeprefix(_BOM)), order="deterministic")
+    """The body's JSON without its spelling: equal for bodies that say the same. ``data`` has been decoded before.
+
+    Raises: InvalidRequest for a number out of range in what that has ignored.
+    """
+    return msgspec.json.encode(decode_json(data, object, max_depth=MAX_NUMBER), order="deterministic")

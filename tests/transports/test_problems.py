@@ -9,7 +9,7 @@ import pytest
 
 from hector_trio import errors
 from hector_trio.errors import FieldError, HectorError, InvalidRequest, RateLimited, SessionBusy, Unauthorized
-from hector_trio.transports.problems import STATUS, body_of, headers_of, problem, status_of
+from hector_trio.transports.problems import STATUS, body_of, headers_of, problem, refused, status_of
 
 
 def tree(error: type[HectorError] = HectorError) -> Iterator[type[HectorError]]:
@@ -47,6 +47,13 @@ def test_a_problem_has_the_members_of_the_standard_and_ours() -> None:
         "requestId": "r1",
         "errors": [{"pointer": "/input", "message": "is required"}],
     }
+
+
+def test_a_refusing_chunk_says_what_is_wrong_once() -> None:
+    error = InvalidRequest("input: is required", errors=(FieldError("/input", "is required"),))
+    chunk = refused("t1", error)
+    assert (chunk.task_id, chunk.seq, chunk.final, chunk.code) == ("t1", 0, True, "invalid_request")
+    assert chunk.content == "input: is required"
 
 
 def test_a_problem_names_the_task_it_speaks_of() -> None:

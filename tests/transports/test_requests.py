@@ -90,6 +90,42 @@ def test_a_missing_member_is_said_to_be_required() -> None:
     assert refusal(b"{}") == ("/input", "is required")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\ud800",
+        r"\udc00",
+        r"\ud800x",
+        r"\uDBFF\n",
+        r"\ud800\ud800",
+        r"\ud800\u0041",
+        r"\\\ud800",
+        r"\ud800" + "x" * 50,
+    ],
+)
+@pytest.mark.parametrize("around", ['{"input":{"content":"%s"}}', '{"y":"%s","input":{}}', '{"input":{},"%s":1}'])
+def test_half_a_surrogate_pair_is_called_by_its_name(text: str, around: str) -> None:
+    pointer, message = refusal((around % text).encode())
+    assert pointer == ""
+    assert message.startswith("holds half of a surrogate pair")
+
+
+@pytest.mark.parametrize("text", [r'"\ud83d\ude00', r'"\\ud800', r'"\ud83d\ud', '"', "[1"])
+def test_what_ends_too_early_is_said_to(text: str) -> None:
+    assert refusal(text.encode(), object)[1] == "is not JSON: it ends too early"
+
+
+def test_what_an_id_may_be_is_said_in_words_and_the_detail_holds_every_error() -> None:
+    words = "must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -, not . or .."
+    assert refusal(b'{"input":{},"taskId":"a/b"}') == ("/taskId", words)
+    assert refusal(b'{"agentId":"a","sessionId":""}', SessionRequest) == ("/sessionId", words)
+    with pytest.raises(InvalidRequest) as refused:
+        check_task_request(read(b'{"input":{"type":"x"},"taskId":"..","context":{"sessionId":"."}}'))
+    assert refused.value.detail == (
+        f"taskId: {words}; context/sessionId: {words}; input/type: must be a media type, such as text/plain"
+    )
+
+
 def test_a_place_in_a_list_is_named_and_in_a_free_object_the_object() -> None:
     assert fault("Expected `int`, got `str` - at `$.a[10].b`") == ("/a/10/b", "expected `int`, got `str`")
     assert fault("Expected `int`, got `str` - at `$.a[...].b`") == ("/a", "expected `int`, got `str`")
@@ -224,3 +260,10 @@ def test_metadata_filters_are_collected_by_their_keys() -> None:
 def test_bodies_that_say_the_same_are_the_same() -> None:
     assert canonical(b'{"b":1,"a":[1, 2]}') == canonical(b'\xef\xbb\xbf{ "a":[1,2],"b":1}')
     assert canonical(b'{"a":1}') != canonical(b'{"a":2}')
+
+
+def test_a_number_out_of_range_in_what_was_ignored_has_no_other_spelling() -> None:
+    body = b'{"input":{},"ignored":1e999}'
+    assert read(body).input.content == ""
+    with pytest.raises(InvalidRequest):
+        canonical(body)
