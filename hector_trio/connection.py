@@ -43,6 +43,7 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIFramework, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
 from wsproto.connection import Connection as WebSocketParser
@@ -204,8 +205,9 @@ class _Phase(Enum):
 class _Server:
     """What the connections of one running server share: limits, numbers, and the one task that times them."""
 
-    def __init__(self, limits: ConnectionLimits, terminated: trio.Event | Any) -> None:
+    def __init__(self, limits: ConnectionLimits, graceful_timeout: float, terminated: trio.Event | Any) -> None:
         self.limits = limits
+        self.graceful_timeout = graceful_timeout
         self.connections: set[Connection] = set()
         self.refusing = 0
         self._terminated = terminated
@@ -244,8 +246,33 @@ def _server_of(context: Any, config: Config) -> _Server:
     server = _servers.get(context)
     if server is None:
         limits = config.limits if isinstance(config, _ServeConfig) else _installed
-        server = _servers[context] = _Server(limits, context.terminated)
+        server = _servers[context] = _Server(limits, config.graceful_timeout, context.terminated)
     return server
+
+
+_worker: contextvars.ContextVar["_Worker"] = contextvars.ContextVar("hector_trio.worker")
+
+
+class _Worker(WorkerContext):
+    """Hypercorn's context of one server, which whatever that server starts can find."""
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        _worker.set(self)
+
+
+async def shutdown_begun() -> float:
+    """Wait, in the lifespan of an application, until its server has begun to shut down.
+
+    Returns the seconds until Hypercorn cancels the connections that are left; `inf` if there has not been any. The
+    lifespan's own shutdown comes only after the last connection. Never returns under a server without these classes.
+    """
+    worker = _worker.get(None)
+    if worker is None:
+        await trio.sleep_forever()
+    await worker.terminated.wait()
+    server = _servers.get(worker)
+    return inf if server is None else server.graceful_timeout
 
 
 def statistics() -> ConnectionStatistics:
@@ -1154,7 +1181,7 @@ def install(limits: ConnectionLimits | None = None) -> None:
     global _installed
     if limits is not None:
         _installed = limits
-    vars(hypercorn.trio.run)["TCPServer"] = Connection
+    vars(hypercorn.trio.run).update(TCPServer=Connection, WorkerContext=_Worker)
     Config.alpn_protocols = ["http/1.1"]
 
 
@@ -1198,6 +1225,7 @@ async def serve(
 _STREAM = "self app config context task_group ssl client server send stream_id"
 _RELIED_ON: dict[Callable[..., Any], str] = {
     TCPServer.__init__: "self app config context state stream",
+    WorkerContext.__init__: "self max_requests",
     H11Protocol.__init__: "self app config context task_group connection_state ssl client server send",
     HTTPStream.__init__: _STREAM,
     WSStream.__init__: _STREAM,
@@ -1223,8 +1251,10 @@ def check_hypercorn(relied_on: Mapping[Callable[..., Any], str]) -> None:
         for function, names in relied_on.items()
         if " ".join(inspect.signature(function).parameters) != names
     ]
-    if vars(hypercorn.trio.run).get("TCPServer") not in (TCPServer, Connection):
-        changed.append("hypercorn.trio.run.TCPServer")
+    for ours in (Connection, _Worker):
+        name = ours.__mro__[1].__name__
+        if vars(hypercorn.trio.run).get(name) not in ours.__mro__[:2]:
+            changed.append(f"hypercorn.trio.run.{name}")
     if changed:
         raise ImportError(
             f"hector_trio.connection was written for Hypercorn 0.18; version {version('hypercorn')} changed: "

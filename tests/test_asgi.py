@@ -15,12 +15,15 @@ import httpx2
 import pytest
 import trio
 
-from hector_trio.client import Client, ConnectionFailed
+from hector_trio.client import Client
 from hector_trio.config import Settings, Token
+from hector_trio.models import TaskError
 from hector_trio.server import SelfOpeningApp
-from hector_trio.task import decode_chunk, split_lines
+from hector_trio.task import decode_chunk
 from tests.engines import store_of
+from tests.hostile import Peer
 from tests.serving import settings_of
+from tests.sockets import connect_raw
 from tests.test_cli import CLEAN, LIMIT, Done, Running, running
 
 HYPERCORN = [sys.executable, "-m", "hypercorn", "-k", "trio", "-b", "127.0.0.1:0"]
@@ -108,30 +111,44 @@ async def test_a_store_that_another_process_has_ends_the_start_and_names_that_pr
         assert (await client.run("assistant", "count to 3")).status == "completed"
 
 
-async def test_sigterm_ends_the_streams_with_1012_the_tasks_with_a_final_chunk_and_the_process_with_0(
-    tmp_path: Path,
+@pytest.mark.parametrize("graceful", ["1", "3"])
+async def test_sigterm_ends_the_streams_with_their_final_chunks_and_1012_and_the_process_with_0(
+    tmp_path: Path, graceful: str
 ) -> None:
-    flags = ("--graceful-timeout", "1")
-    async with hypercorn(tmp_path, *flags, HECTOR_STORE_URL=str(tmp_path / "hector.db")) as (process, url, _):
-        async with Client(url) as client:
-            with pytest.raises(ConnectionFailed, match="1012"):
-                async with client.stream("assistant", "count to 10000", task_id="t") as chunks:
-                    await anext(chunks)
-                    process.process.send_signal(signal.SIGTERM)
-                    async for _ in chunks:
-                        pass
+    flags = ("--graceful-timeout", graceful)
+    store = str(tmp_path / "hector.db")
+    async with hypercorn(tmp_path, *flags, HECTOR_STORE_URL=store) as (process, url, _), Client(url) as client:
+        session = (await client.create_session("assistant")).session_id
+        raw = await connect_raw(url)
+        async with raw.stream, client.stream("assistant", "count to 10000", task_id="cut") as viewer:
+            await raw.ask("count to 10000", taskId="t", context={"sessionId": session})
+            peer = Peer(raw.stream)
+            with trio.fail_after(LIMIT):
+                chunks = [decode_chunk((await peer.frame())[1])]
+                waiting = await client.submit("assistant", "count to 3", task_id="w", session_id=session)
+                assert waiting.status == "pending"
+                process.process.send_signal(signal.SIGTERM)
+                while not chunks[-1].final:
+                    first, payload = await peer.frame()
+                    assert first == 0x81
+                    chunks.append(decode_chunk(payload))
+                assert (chunks[-1].chunk_type, chunks[-1].status, chunks[-1].code) == ("error", "failed", "interrupted")
+                assert [chunk.seq for chunk in chunks] == list(range(1, len(chunks) + 1))
+                assert await peer.close_code() == 1012
+                assert [chunk.code async for chunk in viewer][-1] == "interrupted"
         assert await process.wait() == 0
-    async with store_of("sql", tmp_path) as store:
-        row = await store.get_task("local", "assistant", "t")
+    async with store_of("sql", tmp_path) as closed:
+        row = await closed.get_task("local", "assistant", "w")
         assert row is not None
-        assert row.status == "cancelled"
-        log = [
-            decode_chunk(line)
-            for segment in await store.read_log(row.key, 0, 1 << 20)
-            for line in split_lines(segment.data)
-        ]
-        assert [chunk.seq for chunk in log] == list(range(1, row.last_seq + 1))
-        assert [chunk.final for chunk in log] == [False] * (len(log) - 1) + [True]
+        assert row.status == "pending"
+    async with hypercorn(tmp_path, HECTOR_STORE_URL=store) as (_, url, _), Client(url) as client:
+        for task_id in ("t", "cut"):
+            task = await client.task("assistant", task_id)
+            assert task.status == "failed"
+            assert isinstance(task.error, TaskError)
+            assert task.error.code == "interrupted"
+        async with client.events("assistant", "w") as events:
+            assert [chunk.status async for chunk in events][-1] == "completed"
 
 
 # --- without a server -------------------------------------------------------------------------------------------------

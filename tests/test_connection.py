@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hector_trio.connection import (
     check_hypercorn,
     contain,
     install,
+    shutdown_begun,
     statistics,
     tune_listener,
 )
@@ -866,6 +868,43 @@ async def test_the_lifespan_begins_before_and_ends_after_everything_else() -> No
         with trio.fail_after(5):
             await peer.until(b"hello")
     assert order == ["startup", "request", "shutdown"]
+
+
+@pytest.mark.parametrize("connected", [False, True])
+async def test_an_application_can_learn_of_the_end_of_its_server_before_its_connections_are_cut(
+    connected: bool,
+) -> None:
+    told = Told()
+    left: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await listener(told)(scope, receive, send)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        left.append(await shutdown_begun())
+        assert not told.ended.is_set()
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(running(app, graceful_timeout=0.5))
+        with trio.fail_after(5):
+            if connected:
+                peer = await stack.enter_async_context(server.websocket())
+                await told.started.wait()
+            server.stop.set()
+            if connected:
+                assert await peer.close_code() == 1012
+            await server.stopped.wait()
+    assert left == [0.5 if connected else inf]
+
+
+async def test_the_end_of_a_server_that_is_not_ours_is_never_learned_of() -> None:
+    with trio.move_on_after(0.05) as scope:
+        await shutdown_begun()
+    assert scope.cancelled_caught
 
 
 # ---- 8: errors
