@@ -31,6 +31,7 @@ from hector_trio.config import (
     load,
     load_file,
     secrets,
+    variables_in,
 )
 from hector_trio.errors import ConfigError
 
@@ -267,6 +268,14 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
         "HECTOR_AGENTS_A_NAME: agents can be declared in a config file only; the variable is ignored",
         "HECTOR_SERVER_PROT: no such setting; did you mean HECTOR_SERVER_PORT?; the variable is ignored",
     ]
+
+
+def test_a_variable_that_the_file_takes_is_not_called_unknown() -> None:
+    used = variables_in("agents: {a: {name: '${HECTOR_NAME}', version: '${HECTOR_V:-1}', description: $HECTOR_D}}")
+    assert used == {"HECTOR_NAME", "HECTOR_V"}
+    environ = {"HECTOR_NAME": "x", "HECTOR_V": "2", "HECTOR_D": "y"}
+    (warning,) = from_environment(environ, used).warnings
+    assert warning.startswith("HECTOR_D: no such setting")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from hector_trio.config.checks import check_exposure, is_loopback
 from hector_trio.config.documentation import Key, describe
-from hector_trio.config.environment import Overrides, from_environment
+from hector_trio.config.environment import Overrides, from_environment, variables_in
 from hector_trio.config.loading import default_settings, load, load_file
 from hector_trio.config.rules import secrets
 from hector_trio.config.settings import (
@@ -49,4 +49,5 @@ __all__ = [
     "load",
     "load_file",
     "secrets",
+    "variables_in",
 ]

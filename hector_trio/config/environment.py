@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, get_args, get_origin
 
 from msgspec.structs import FieldInfo, fields
@@ -24,10 +25,17 @@ class Overrides(NamedTuple):
     warnings: list[str]
 
 
-def from_environment(environ: Mapping[str, str]) -> Overrides:
+def variables_in(text: str) -> frozenset[str]:
+    """The names that a config file's ``text`` takes from the environment by ``${NAME}``."""
+    return frozenset(re.findall(r"\$\{([A-Za-z_][A-Za-z0-9_]*)", text))
+
+
+def from_environment(environ: Mapping[str, str], used: Collection[str] = ()) -> Overrides:
     """What the ``HECTOR_*`` variables say. Empty ones count as absent; lists are comma separated.
 
-    A name that is no setting becomes a warning. Raises ConfigError naming the variable whose value is wrong.
+    A name that is no setting becomes a warning unless it is ``used`` elsewhere: see ``variables_in``.
+
+    Raises ConfigError naming the variable whose value is wrong.
     """
     known = {"HECTOR_" + "_".join(path).upper(): (path, owner, info) for path, owner, info in _plain_fields()}
     issues = Issues("environment")
@@ -39,7 +47,8 @@ def from_environment(environ: Mapping[str, str]) -> Overrides:
         if not name.startswith("HECTOR_") or name in OTHER_VARIABLES or not environ[name]:
             continue
         if name not in known:
-            warnings.append(_unknown_variable(name, known))
+            if name not in used:
+                warnings.append(_unknown_variable(name, known))
             continue
         path, owner, info = known[name]
         issues.origins[path] = names[path] = name
