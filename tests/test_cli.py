@@ -245,6 +245,8 @@ async def test_a_data_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> 
         (["--host", "0.0.0.0"], 1, "--insecure"),
         (["--root-path", "x"], 1, "root_path"),
         (["--config", "none.yaml"], 1, "none.yaml"),
+        (["--tls-cert", "none.pem"], 2, "--tls-cert needs --tls-key FILE"),
+        (["--tls-key", "none.pem"], 2, "--tls-key needs --tls-cert FILE"),
         (["--tls-cert", "none.pem", "--tls-key", "none.pem"], 1, "none.pem"),
     ],
 )
@@ -319,11 +321,12 @@ async def test_a_key_in_the_environment_is_not_used_unasked_but_the_flag_is_told
 
 async def test_check_sums_up_a_good_configuration_and_warns_of_variables_that_mean_nothing(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text("agents: {one: {}}\n")
-    done = await hector("check", str(config), HECTOR_PROT="1")
+    config.write_text("agents: {one: {name: '${HECTOR_NAME}'}}\n")
+    done = await hector("check", str(config), HECTOR_PROT="1", HECTOR_NAME="One")
     assert done.code == 0
     assert done.out.startswith(f"{config}: ok; agents: one (demo)")
     assert "HECTOR_PROT" in done.err
+    assert "HECTOR_NAME" not in done.err
 
 
 async def test_check_says_all_that_is_wrong_as_serve_does(tmp_path: Path) -> None:
@@ -409,7 +412,11 @@ async def test_data_is_printed_as_lines_of_json_and_chunks_too_when_asked() -> N
         await ctx.emit_data({"k": ctx.parameters})
 
     async with serving(agents=agent(show)) as server:
-        call = ["call", f"{server.url}/agents/a", "x", "--stream", "--param", "n=1", "--param", "s=text"]
+        call = ["call", f"{server.url}/agents/a", "x", "--param", "n=1", "--param", "s=text"]
+        task = json.loads((await hector(*call, "--json")).out)
+        assert task["output"]["content"] == "Look:"
+        assert (await hector(*call)).out == 'Look:\n{"k":{"n":1,"s":"text"}}\n'
+        call.append("--stream")
         assert (await hector(*call)).out == 'Look:\n{"k":{"n":1,"s":"text"}}\n'
         chunks = [json.loads(line) for line in (await hector(*call, "--json")).out.splitlines()]
         assert [chunk["chunkType"] for chunk in chunks] == ["text", "data", "done"]
@@ -421,6 +428,7 @@ async def test_a_failed_task_is_told_on_stderr_with_1(flags: list[str]) -> None:
         done = await hector("call", "assistant", "fail please", *flags, HECTOR_SERVER=server.url)
         assert done.code == 1
         assert done.err.startswith("hector: task failed: demo_failure: ")
+        assert len(done.err.splitlines()) == 1
 
 
 async def test_each_kind_of_refusal_has_its_exit_code() -> None:
@@ -432,6 +440,8 @@ async def test_each_kind_of_refusal_has_its_exit_code() -> None:
             (["assistant", "x", "--session", "none", "--stream"], 4),
             (["assistant", "x", "--task-id", "bad id"], 1),
             (["assistant", "x", "--timeout", "0"], 2),
+            (["assistant", "x", "--server", "garbage"], 2),
+            (["assistant", "x", "--token", "two words"], 2),
             (["assistant", "x", "--param", "novalue"], 2),
             (["http://127.0.0.1:1/agents/a", "x"], 3),
             (["http://127.0.0.1:1/agents/a", "x", "--stream"], 3),
@@ -441,6 +451,28 @@ async def test_each_kind_of_refusal_has_its_exit_code() -> None:
             assert done.code == code, (arguments, done)
             assert done.out == ""
             assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+async def test_a_refusal_is_one_line_in_words(flags: list[str]) -> None:
+    async with serving() as server:
+        done = await hector("call", "assistant", "x", "--task-id", "a/b", *flags, HECTOR_SERVER=server.url)
+        assert done.code == 1
+        assert done.err == "hector: taskId: must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -, not . or ..\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", ["list", "list --json", "info assistant", "call assistant x", "call assistant x --stream", "--help"]
+)
+async def test_an_output_that_is_full_is_one_line(arguments: str) -> None:
+    async with serving() as server:
+        command = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *HECTOR, *arguments.split()]
+        with trio.fail_after(LIMIT):
+            done = await trio.run_process(
+                command, capture_stderr=True, check=False, env={**CLEAN, "HECTOR_SERVER": server.url}
+            )
+        assert done.returncode == 1
+        assert done.stderr.decode() == "hector: the output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("flags", [[], ["--stream"]])
@@ -476,7 +508,7 @@ async def test_a_terminal_is_never_given_control_characters() -> None:
         async with on_terminal("call", f"{server.url}/agents/a", "x", "--stream") as (process, _):
             await process.wait_said("a\ufffd]0;title\ufffdb")
             assert await process.wait() == 0
-        assert (await hector("call", f"{server.url}/agents/a", "x")).out == "a\x1b]0;title\x07b\n\n"
+        assert (await hector("call", f"{server.url}/agents/a", "x")).out == "a\x1b]0;title\x07b\n"
 
 
 async def test_a_terminal_gets_a_table() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import click
 
@@ -63,15 +64,25 @@ def explain(error: BaseException) -> int | None:
     for leaf in leaves:
         if isinstance(leaf, KeyboardInterrupt):
             return INTERRUPTED
-        if not isinstance(leaf, HectorError | BrokenPipeError):
+        if not isinstance(leaf, HectorError | BrokenPipeError) and not _is_full(leaf):
             return None
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
         forget_stdout()
         return BROKEN_PIPE
+    full = next((leaf for leaf in leaves if _is_full(leaf)), None)
+    if full is not None:
+        forget_stdout()
+        say(f"the output cannot be written: {full.strerror}")
+        return FAILED
     first = leaves[0]
     assert isinstance(first, HectorError)
     complain(first)
     return exit_code(first)
+
+
+def _is_full(error: BaseException) -> TypeGuard[OSError]:
+    """Whether what we write to takes no more. The commands write nothing but their output, the server has its own."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
@@ -92,7 +103,8 @@ def complain(error: BaseException) -> None:
     for line in error.detail.splitlines() or [error.title]:
         say(line)
     for each in error.errors:
-        say(f"{each.pointer or '/'}: {each.message}")
+        if each.message not in error.detail:  # ours holds all of them; another server's may not
+            say(f"{each.pointer or '/'}: {each.message}")
 
 
 def say(line: str) -> None:
@@ -139,10 +151,15 @@ class Target:
         return agent_id
 
     def open(self) -> Client:
+        """Raises: click.UsageError for an address or a token that cannot be one."""
         from hector_trio.client import Client
+        from hector_trio.errors import InvalidRequest
 
         server = self.server or os.environ.get("HECTOR_SERVER") or DEFAULT_SERVER
-        return Client(server, token=self.token or os.environ.get("HECTOR_TOKEN") or None)
+        try:
+            return Client(server, token=self.token or os.environ.get("HECTOR_TOKEN") or None)
+        except InvalidRequest as error:
+            raise click.UsageError(error.detail) from None
 
 
 def target() -> Target:
@@ -221,7 +238,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
-    hector.main(prog_name="hector")
+    try:
+        hector.main(prog_name="hector")
+    except OSError as error:  # from the help or the version, which are printed before any command is invoked
+        code = explain(error)
+        if code is None:
+            raise
+        raise SystemExit(code) from None
 
 
 # The commands register themselves; they import this module, so they come last.

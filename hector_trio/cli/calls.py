@@ -124,18 +124,20 @@ def _prompt(prompt: str) -> str:
 async def _run(client: Client, agent_id: str, prompt: str, options: TaskOptions, *, as_json: bool) -> int:
     async with client:
         task = await client.run(agent_id, prompt, on_disconnect="cancel", **options)
-    if as_json:
-        print_json(task)
-    else:
-        _print_output(task)
+        if as_json:
+            print_json(task)
+        else:
+            await _print_log(client, task)
     return _task_verdict(task)
 
 
-def _print_output(task: Task) -> None:
-    from msgspec import UNSET
-
-    if task.output is not UNSET and task.output.content != "":
-        click.echo(visible(as_text(task.output.content)))
+async def _print_log(client: Client, task: Task) -> None:
+    """All that the ended task has said; its ``output`` is only the text where there is text and data."""
+    printer = ChunkPrinter()
+    async with client.events(task.agent_id, task.task_id) as chunks:
+        async for chunk in chunks:
+            printer.print(chunk)
+    printer.end()
 
 
 def _task_verdict(task: Task) -> int:

@@ -47,7 +47,7 @@ def command(config: str | None, **given: Any) -> None:
     network. `--provider openai` lets it answer with a real model instead; the key is taken from OPENAI_API_KEY.
     HECTOR_* variables override defaults, the configuration overrides them, flags override all.
     """
-    settings = _load(config, _flags(given))
+    settings = _load_for(given, config)
     from hector_trio.server import configure_logs, run
 
     configure_logs(settings)
@@ -58,11 +58,12 @@ def command(config: str | None, **given: Any) -> None:
 @click.argument("config")
 def check(config: str) -> None:
     """Say what is wrong with a configuration, as `serve` would, without serving."""
-    from hector_trio.config import LlmAgent, PythonAgent, check_exposure, from_environment
+    from hector_trio.config import LlmAgent, PythonAgent, check_exposure, from_environment, variables_in
+    from hector_trio.config.reading import read_file
     from hector_trio.errors import HectorError
     from hector_trio.server import load_function, tls_context
 
-    for warning in from_environment(os.environ).warnings:
+    for warning in from_environment(os.environ, variables_in(read_file(config))).warnings:
         say(f"warning: {warning}")
     settings = _load(config, {})
     wrong = 0
@@ -95,6 +96,19 @@ def _load(config: str | None, flags: dict[str, Any]) -> Settings:
     from hector_trio.config import default_settings, load_file
 
     return default_settings(os.environ, flags) if config is None else load_file(config, os.environ, flags)
+
+
+def _load_for(given: dict[str, Any], config: str | None) -> Settings:
+    from hector_trio.errors import ConfigError
+
+    try:
+        return _load(config, _flags(given))
+    except ConfigError as error:
+        # The other half may stand in the file or in a variable, so only now it is known to be missing.
+        for there, missing in (("cert", "key"), ("key", "cert")):
+            if given[f"tls_{there}"] and not given[f"tls_{missing}"] and f"server.tls.{missing}: is " in error.detail:
+                raise click.UsageError(f"--tls-{there} needs --tls-{missing} FILE") from None
+        raise
 
 
 def _flags(given: dict[str, Any]) -> dict[str, Any]:
