@@ -158,10 +158,8 @@ class Engine:
         if self.draining:
             raise Draining("The server is shutting down; it takes no new work", retry_after=5)
         if isinstance(request.on_disconnect, GraceMs):
-            raise InvalidRequest(
-                "onDisconnect: graceMs is not served by this version",
-                errors=(FieldError("/onDisconnect", 'use "cancel" or "continue"'),),
-            )
+            wrong = 'graceMs is not served by this version; use "cancel" or "continue"'
+            raise InvalidRequest(f"onDisconnect: {wrong}", errors=(FieldError("/onDisconnect", wrong),))
         if order.idempotency is not None:
             replayed = await self.store.find_idempotent(order.owner, order.idempotency, now=now_ms())
             if replayed is not None:
