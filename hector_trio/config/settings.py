@@ -107,6 +107,8 @@ class Limits(Struct, frozen=True):
     """Size of one session's state and metadata together, as JSON."""
     history_messages: Count = 200
     """Messages of the conversation that a run is given."""
+    history_bytes: Bytes = 1 << 20
+    """Size of the messages that a run is given, as JSON."""
     first_message_timeout: Seconds = 30.0
     """Seconds that a WebSocket may stay without a first message."""
     idle_after_final: Seconds = 2.0

@@ -16,9 +16,20 @@ T = TypeVar("T")
 SESSION_BYTES: Final = 256 * 1024
 """What state and metadata of a session may have together, as JSON, unless the caller says otherwise."""
 
+PAGE_BYTES: Final = 1 << 20
+"""What the items of a page may have together, unless the caller says otherwise."""
+
+HISTORY_BYTES: Final = 1 << 20
+"""What the messages that a run is given may have together, as JSON, unless the caller says otherwise."""
+
 
 class Page(Struct, Generic[T], frozen=True):
-    """Some items of a list, how many there are in all, and the token of the next page (``""`` at the end)."""
+    """Some items of a list, how many there are in all, and the token of the next page (``""`` at the end).
+
+    A page holds one item at least, if there is any, then no more than ``limit`` and no more than fit into
+    ``limit_bytes``. What counts is what clients can make large, as JSON: of a task its request, metadata, output and
+    error, of a session its state and metadata, of a message its content. No more is read than that and one item.
+    """
 
     items: list[T]
     total: int
@@ -147,6 +158,7 @@ class Store(Protocol):
         session_id: str | None = None,
         status: str | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[TaskRow]:
         """Newest first. Raises InvalidRequest for a token that is not one of ours."""
@@ -172,6 +184,7 @@ class Store(Protocol):
         agent_id: str | None = None,
         metadata: dict[str, str] | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[SessionRow]:
         """Newest first; ``metadata`` compares top-level values by their text (strings as such, others as JSON)."""
@@ -195,12 +208,22 @@ class Store(Protocol):
         """Removes it with its tasks, logs and messages. Raises SessionNotFound."""
 
     async def list_messages(
-        self, owner: str, session_id: str, *, now: int, limit: int = 50, token: str = ""
+        self,
+        owner: str,
+        session_id: str,
+        *,
+        now: int,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
     ) -> Page[MessageRow]:
         """Oldest first. Raises SessionNotFound."""
 
-    async def history(self, owner: str, session_id: str, *, limit: int) -> list[MessageRow]:
-        """The last ``limit`` messages, oldest first; costs no more when the conversation is longer."""
+    async def history(
+        self, owner: str, session_id: str, *, limit: int, limit_bytes: int = HISTORY_BYTES
+    ) -> list[MessageRow]:
+        """The last ``limit`` messages, or as many of them as have no more than ``limit_bytes`` together (content, as
+        JSON), but the newest in any case; oldest first. Costs no more when the conversation is longer."""
 
     # --- housekeeping
     async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:

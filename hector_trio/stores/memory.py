@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,10 +24,22 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError, encode
 from hector_trio.session import MessageRow, SessionRow
-from hector_trio.stores import SESSION_BYTES, Accepted, Append, Idempotency, NewTask, Page, Segment, StoreStatistics
+from hector_trio.stores import (
+    HISTORY_BYTES,
+    PAGE_BYTES,
+    SESSION_BYTES,
+    Accepted,
+    Append,
+    Idempotency,
+    NewTask,
+    Page,
+    Segment,
+    StoreStatistics,
+)
 from hector_trio.stores.rules import (
     Quota,
     check_appends,
+    fitting,
     next_name,
     page_position,
     page_token,
@@ -209,6 +222,7 @@ class MemoryStore:
         session_id: str | None = None,
         status: str | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[TaskRow]:
         question = ("tasks", owner, agent_id, session_id, status)
@@ -223,9 +237,9 @@ class MemoryStore:
             for row in (self._tasks[key].row for key in among)
             if row.owner == owner and agent_id in (None, row.agent_id) and status in (None, row.status)
         ]
-        page = [row for row in reversed(rows) if position is None or row.key < position][: limit + 1]
-        items = [_task_out(row) for row in page[:limit]]
-        return Page(items, len(rows), page_token(items[-1].key, question) if len(page) > limit else "")
+        rest = (row for row in reversed(rows) if position is None or row.key < position)
+        page, more = fitting(rest, _task_size, limit, limit_bytes)
+        return Page([_task_out(row) for row in page], len(rows), page_token(page[-1].key, question) if more else "")
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._begin()
@@ -276,6 +290,7 @@ class MemoryStore:
         agent_id: str | None = None,
         metadata: dict[str, str] | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[SessionRow]:
         question = ("sessions", owner, agent_id, metadata or None)
@@ -289,9 +304,10 @@ class MemoryStore:
             and agent_id in (None, session.row.agent_id)
             and (not metadata or _has(session.row, metadata))
         ]
-        page = [one for one in reversed(found) if position is None or one.key < position][: limit + 1]
-        items = [_session_copy(session.row) for session in page[:limit]]
-        return Page(items, len(found), page_token(page[limit - 1].key, question) if len(page) > limit else "")
+        rest = (one for one in reversed(found) if position is None or one.key < position)
+        page, more = fitting(rest, lambda one: _size(one.row.state) + _size(one.row.metadata), limit, limit_bytes)
+        items = [_session_copy(session.row) for session in page]
+        return Page(items, len(found), page_token(page[-1].key, question) if more else "")
 
     async def update_session(
         self,
@@ -320,7 +336,14 @@ class MemoryStore:
         self._remove_session(session)
 
     async def list_messages(
-        self, owner: str, session_id: str, *, now: int, limit: int = 50, token: str = ""
+        self,
+        owner: str,
+        session_id: str,
+        *,
+        now: int,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
     ) -> Page[MessageRow]:
         question = ("messages", owner, session_id)
         position = page_position(token, question)
@@ -329,16 +352,19 @@ class MemoryStore:
         if session is None:
             raise SessionNotFound(f"No session {session_id}")
         start = position or 0
-        items = [self._message_out(*line) for line in session.messages[start : start + limit]]
-        total = len(session.messages)
-        return Page(items, total, page_token(start + limit, question) if start + limit < total else "")
+        lines, more = fitting(islice(session.messages, start, None), _line_size, limit, limit_bytes)
+        items = [self._message_out(*line) for line in lines]
+        return Page(items, len(session.messages), page_token(start + len(lines), question) if more else "")
 
-    async def history(self, owner: str, session_id: str, *, limit: int) -> list[MessageRow]:
+    async def history(
+        self, owner: str, session_id: str, *, limit: int, limit_bytes: int = HISTORY_BYTES
+    ) -> list[MessageRow]:
         await trio.lowlevel.checkpoint_if_cancelled()
         session = self._sessions.get((owner, session_id))
         if session is None:
             return []
-        return [self._message_out(*line) for line in session.messages[max(0, len(session.messages) - limit) :]]
+        lines, _ = fitting(reversed(session.messages), _line_size, limit, limit_bytes)
+        return [self._message_out(*line) for line in reversed(lines)]
 
     # --- housekeeping -------------------------------------------------------------------------------------------------
     async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:
@@ -357,7 +383,7 @@ class MemoryStore:
             self._remove_task(task)
             gone += 1
         expired = [one for one in self._sessions.values() if one.expired(now) and not self._is_at_work(one)]
-        for session in expired:
+        for session in sorted(expired, key=lambda one: (one.row.expires_at, one.key)):
             for key in list(session.tasks)[: limit - gone]:
                 self._remove_task(self._tasks[key])
                 gone += 1
@@ -448,6 +474,19 @@ def _copy(value: Any) -> Any:
 def _fresh(value: T | None) -> T | None:
     """The same with nobody else's JSON in it."""
     return None if value is None else msgspec.json.decode(encode(value), type=type(value))
+
+
+def _size(value: Any) -> int:
+    return len(encode(value))
+
+
+def _task_size(row: TaskRow) -> int:
+    size = len(row.request) + _size(row.metadata)
+    return size + sum(_size(part) for part in (row.output, row.error) if part is not None)
+
+
+def _line_size(line: tuple[int, MessageRow]) -> int:
+    return _size(line[1].content)
 
 
 def _task_out(row: TaskRow) -> TaskRow:

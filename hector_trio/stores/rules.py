@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,26 @@ from hector_trio.errors import FieldError, InvalidRequest, PreconditionFailed, T
 from hector_trio.session import SessionRow, check_size, etag, merge_patch
 from hector_trio.stores import Append
 from hector_trio.task import ENDED
+
+R = TypeVar("R")
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def fitting(rows: Iterable[R], size: Callable[[R], int], limit: int, limit_bytes: int) -> tuple[list[R], bool]:
+    """The first of ``rows``: one, then no more than ``limit`` and than fit into ``limit_bytes``; and whether there is
+    one more. Takes no row behind that one, so that a cursor reads no further."""
+    found: list[R] = []
+    room = limit_bytes
+    for row in rows:
+        if len(found) >= limit:
+            return found, True
+        room -= size(row)
+        if found and room < 0:
+            return found, True
+        found.append(row)
+    return found, False
+
 
 # --- page tokens ------------------------------------------------------------------------------------------------------
 # A token is the position after which a list goes on, and a checksum over it and the question that was asked. The

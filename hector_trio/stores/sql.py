@@ -17,6 +17,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import (
+    HISTORY_BYTES,
+    PAGE_BYTES,
     SESSION_BYTES,
     Accepted,
     Append,
@@ -203,9 +205,10 @@ class SqlStore:
         session_id: str | None = None,
         status: str | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[TaskRow]:
-        return await self._read(sql_tasks.Listing(owner, agent_id, session_id, status, limit, token).read)
+        return await self._read(sql_tasks.Listing(owner, agent_id, session_id, status, limit, limit_bytes, token).read)
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._writer.run(lambda c: sql_tasks.remove(c, owner, agent_id, task_id))
@@ -235,9 +238,10 @@ class SqlStore:
         agent_id: str | None = None,
         metadata: dict[str, str] | None = None,
         limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[SessionRow]:
-        return await self._read(sql_sessions.Listing(owner, now, agent_id, metadata, limit, token).read)
+        return await self._read(sql_sessions.Listing(owner, now, agent_id, metadata, limit, limit_bytes, token).read)
 
     async def update_session(
         self,
@@ -258,12 +262,21 @@ class SqlStore:
         await self._writer.run(lambda c: sql_sessions.remove(c, owner, session_id))
 
     async def list_messages(
-        self, owner: str, session_id: str, *, now: int, limit: int = 50, token: str = ""
+        self,
+        owner: str,
+        session_id: str,
+        *,
+        now: int,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
     ) -> Page[MessageRow]:
-        return await self._read(sql_sessions.Conversation(owner, session_id, now, limit, token).read)
+        return await self._read(sql_sessions.Conversation(owner, session_id, now, limit, limit_bytes, token).read)
 
-    async def history(self, owner: str, session_id: str, *, limit: int) -> list[MessageRow]:
-        return await self._read(lambda c: sql_sessions.history(c, owner, session_id, limit))
+    async def history(
+        self, owner: str, session_id: str, *, limit: int, limit_bytes: int = HISTORY_BYTES
+    ) -> list[MessageRow]:
+        return await self._read(lambda c: sql_sessions.history(c, owner, session_id, limit, limit_bytes))
 
     # --- housekeeping -------------------------------------------------------------------------------------------------
     async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:

@@ -13,10 +13,16 @@ from hector_trio.errors import RateLimited, SessionExists, SessionNotFound
 from hector_trio.models import encode
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import Page
-from hector_trio.stores.rules import Quota, page_position, page_token, patched, text_of
+from hector_trio.stores.rules import Quota, fitting, page_position, page_token, patched, text_of
 from hector_trio.stores.schema import NEVER, labels, messages, sessions, tasks
 
 _json = msgspec.json.decode
+
+
+def byte_count(text: str | None) -> int:
+    """How many bytes the text was in the database."""
+    return 0 if text is None else len(text) if text.isascii() else len(text.encode())
+
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
 
@@ -138,10 +144,17 @@ class Listing:
     """One page of sessions, newest first. Raises InvalidRequest for a token that is not one of this list."""
 
     def __init__(
-        self, owner: str, now: int, agent_id: str | None, metadata: dict[str, str] | None, limit: int, token: str
+        self,
+        owner: str,
+        now: int,
+        agent_id: str | None,
+        metadata: dict[str, str] | None,
+        limit: int,
+        limit_bytes: int,
+        token: str,
     ) -> None:
         self._question = ("sessions", owner, agent_id, metadata or None)
-        self._limit = limit
+        self._limits = (limit, limit_bytes)
         position = page_position(token, self._question)
         self._before = NEVER if position is None else position
         self._where = [sessions.c.owner == owner, sessions.c.expires_at > now]
@@ -154,10 +167,10 @@ class Listing:
     def read(self, connection: Connection) -> Page[SessionRow]:
         total = connection.execute(select(func.count()).select_from(sessions).where(*self._where)).scalar_one()
         page = _SESSION.where(*self._where, sessions.c.key < self._before).order_by(sessions.c.key.desc())
-        rows = connection.execute(page.limit(self._limit + 1)).all()
-        items = [_session(row) for row in rows[: self._limit]]
-        more = len(rows) > self._limit
-        return Page(items, total, page_token(rows[self._limit - 1].key, self._question) if more else "")
+        with connection.execute(page.execution_options(stream_results=True)) as cursor:
+            rows, more = fitting(cursor, lambda row: byte_count(row.state) + byte_count(row.metadata), *self._limits)
+        items = [_session(row) for row in rows]
+        return Page(items, total, page_token(rows[-1].key, self._question) if more else "")
 
 
 def _label(connection: Connection, session_key: int, metadata: Mapping[str, Any]) -> None:
@@ -235,10 +248,10 @@ def add_message(connection: Connection, task_key: int, message: MessageRow) -> N
 class Conversation:
     """One page of messages, oldest first. Raises InvalidRequest for a token that is not one of this list."""
 
-    def __init__(self, owner: str, session_id: str, now: int, limit: int, token: str) -> None:
+    def __init__(self, owner: str, session_id: str, now: int, limit: int, limit_bytes: int, token: str) -> None:
         self._session = (owner, session_id, now)
         self._question = ("messages", owner, session_id)
-        self._limit = limit
+        self._limits = (limit, limit_bytes)
         self._after = page_position(token, self._question) or 0
 
     def read(self, connection: Connection) -> Page[MessageRow]:
@@ -249,16 +262,18 @@ class Conversation:
         # messages go with their session only, so the last one's number is how many there are
         total = connection.execute(select(func.coalesce(func.max(messages.c.n), 0)).where(of_session)).scalar_one()
         page = _MESSAGES.where(of_session, messages.c.n > self._after).order_by(messages.c.n)
-        rows = connection.execute(page.limit(self._limit + 1)).all()
-        items = [_message(row) for row in rows[: self._limit]]
-        more = len(rows) > self._limit
-        return Page(items, total, page_token(rows[self._limit - 1].n, self._question) if more else "")
+        with connection.execute(page.execution_options(stream_results=True)) as cursor:
+            rows, more = fitting(cursor, lambda row: byte_count(row.content), *self._limits)
+        items = [_message(row) for row in rows]
+        return Page(items, total, page_token(rows[-1].n, self._question) if more else "")
 
 
-def history(connection: Connection, owner: str, session_id: str, limit: int) -> list[MessageRow]:
+def history(connection: Connection, owner: str, session_id: str, limit: int, limit_bytes: int) -> list[MessageRow]:
     session = select(sessions.c.key).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
     last = _MESSAGES.where(messages.c.session_key == session.scalar_subquery()).order_by(messages.c.n.desc())
-    return [_message(row) for row in reversed(connection.execute(last.limit(limit)).all())]
+    with connection.execute(last.execution_options(stream_results=True)) as cursor:
+        rows, _ = fitting(cursor, lambda row: byte_count(row.content), limit, limit_bytes)
+    return [_message(row) for row in reversed(rows)]
 
 
 def _message(row: Sequence[Any]) -> MessageRow:

@@ -18,9 +18,9 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError, encode
 from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment
-from hector_trio.stores.rules import next_name, page_position, page_token, split_name
+from hector_trio.stores.rules import fitting, next_name, page_position, page_token, split_name
 from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
-from hector_trio.stores.sql_sessions import add_message, live_session, touch
+from hector_trio.stores.sql_sessions import add_message, byte_count, live_session, touch
 from hector_trio.stores.writer import Again
 from hector_trio.task import TaskRow
 
@@ -79,6 +79,11 @@ def _task(row: Sequence[Any]) -> TaskRow:
     )
 
 
+def _size(row: Sequence[Any]) -> int:
+    """What clients make large of a task."""
+    return len(row[5]) + sum(byte_count(row[n]) for n in (9, 13, 14))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -97,10 +102,17 @@ class Listing:
     """One page of tasks, newest first. Raises InvalidRequest for a token that is not one of this list."""
 
     def __init__(
-        self, owner: str, agent_id: str | None, session_id: str | None, status: str | None, limit: int, token: str
+        self,
+        owner: str,
+        agent_id: str | None,
+        session_id: str | None,
+        status: str | None,
+        limit: int,
+        limit_bytes: int,
+        token: str,
     ) -> None:
         self._question = ("tasks", owner, agent_id, session_id, status)
-        self._limit = limit
+        self._limits = (limit, limit_bytes)
         position = page_position(token, self._question)
         self._before = NEVER if position is None else position
         self._where = [tasks.c.owner == owner]
@@ -115,9 +127,9 @@ class Listing:
     def read(self, connection: Connection) -> Page[TaskRow]:
         total = connection.execute(select(func.count()).select_from(tasks).where(*self._where)).scalar_one()
         page = _TASK.where(*self._where, tasks.c.key < self._before).order_by(tasks.c.key.desc())
-        rows = connection.execute(page.limit(self._limit + 1)).all()
-        items = [_task(row) for row in rows[: self._limit]]
-        more = len(rows) > self._limit
+        with connection.execute(page.execution_options(stream_results=True)) as cursor:
+            rows, more = fitting(cursor, _size, *self._limits)
+        items = [_task(row) for row in rows]
         return Page(items, total, page_token(items[-1].key, self._question) if more else "")
 
 
@@ -431,7 +443,8 @@ def sweep(connection: Connection, now: int, tasks_ended_before: int, limit: int)
         .limit(limit - gone),
     )
     unfinished = select(tasks.c.key).where(tasks.c.session_key == sessions.c.key, tasks.c.ended_at.is_(None))
-    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~unfinished.exists()).limit(limit - gone)
+    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~unfinished.exists())
+    expired = expired.order_by(sessions.c.expires_at, sessions.c.key).limit(limit - gone)
     for key in connection.execute(expired).scalars().all():
         # task by task, however many a session has: nobody sees how an expired session becomes less
         gone += _remove_all(connection, select(tasks.c.key).where(tasks.c.session_key == key).limit(limit - gone))

@@ -24,7 +24,7 @@ from hector_trio.errors import (
 )
 from hector_trio.log import now_ms
 from hector_trio.models import ChunkList, Status, Task, TaskContext, TaskList, TaskRequest, encode
-from hector_trio.stores import Idempotency
+from hector_trio.stores import PAGE_BYTES, Idempotency
 from hector_trio.task import TaskRow, session_of, wire_task
 from hector_trio.transports.negotiation import MAX_KEY, Preferences, idempotency_key, preferences, wants_events
 from hector_trio.transports.requests import (
@@ -40,9 +40,6 @@ from hector_trio.transports.sse import EventStream, starting_point
 
 DAY_MS: Final = 24 * 3600 * 1000
 """How long an ``Idempotency-Key`` is remembered."""
-
-PAGE_BYTES: Final = 1 << 20
-"""A page of a log holds fewer chunks than asked for rather than many more bytes than this."""
 
 
 # --- run --------------------------------------------------------------------------------------------------------------
@@ -218,7 +215,11 @@ async def _page(engine: Engine, row: TaskRow, after: int, limit: int) -> Reply:
 
 
 PAGE: Final = (
-    Query("pageSize", {"type": "integer", "minimum": 1, "maximum": 100, "default": 50}, "How many items a page holds"),
+    Query(
+        "pageSize",
+        {"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
+        "How many items a page may hold",
+    ),
     Query("pageToken", {"type": "string", "default": ""}, "`nextPageToken` of the page before"),
 )
 _AFTER = Query("after", {"type": "integer", "minimum": 0, "default": 0}, "Only chunks with a greater seq")

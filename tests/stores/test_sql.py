@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from sqlalchemy import Connection, event
 
 import hector_trio
 from hector_trio.errors import StoreUnavailable
+from hector_trio.models import Content
+from hector_trio.stores import Change
 from hector_trio.stores.sql import SqlStore, open_sql
 from tests.stores.making import ME, NOW, accept, chunks, ended, message, new_session, new_task
 
@@ -205,6 +208,24 @@ async def test_a_batch_is_one_statement_for_the_rows_and_one_for_the_segments(sq
     with statements(sql) as said:
         assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
     assert [text.split()[0] for text in said] == ["BEGIN", "UPDATE", "INSERT"]
+
+
+async def test_a_page_of_large_items_reads_no_more_than_it_gives_and_one(sql: SqlStore) -> None:
+    await sql.create_session(new_session(), limit=9)
+    for n in range(16):
+        row = await accept(sql, f"t{n}", session_id="s")
+        change = Change("completed", Content("text/plain", "x" * 2_000_000), ended_at=NOW)
+        await sql.append([chunks(row.key, 1, b"x", change=change, message=message("x" * 2_000_000))])
+    for question in (
+        lambda: sql.list_tasks("alice"),
+        lambda: sql.list_messages("alice", "s", now=NOW),
+        lambda: sql.history("alice", "s", limit=9),
+    ):
+        tracemalloc.start()
+        await question()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert 2_000_000 < peak < 16_000_000  # of one and the next as text and as values; all have 64_000_000
 
 
 async def test_replacing_a_task_costs_the_same_however_often_its_id_was_used(sql: SqlStore) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -21,8 +23,9 @@ from hector_trio.errors import (
     TaskRunning,
 )
 from hector_trio.models import Content, TaskError
-from hector_trio.session import etag
-from hector_trio.stores import Change, Segment, Store
+from hector_trio.session import MessageRow, SessionRow, etag
+from hector_trio.stores import Change, Page, Segment, Store
+from hector_trio.task import TaskRow
 from tests.stores.making import (
     ME,
     NOW,
@@ -36,6 +39,8 @@ from tests.stores.making import (
     new_session,
     new_task,
 )
+
+T = TypeVar("T")
 
 # --- accepting --------------------------------------------------------------------------------------------------------
 
@@ -360,6 +365,51 @@ async def test_a_token_of_another_list_or_a_changed_one_is_refused(store: Store)
         with pytest.raises(InvalidRequest):
             await question
     assert len((await store.list_tasks("alice", token=tasks, limit=7)).items) == 1
+
+
+async def paged(ask: Callable[[str], Awaitable[Page[T]]]) -> list[list[T]]:
+    """The items of all pages of a list."""
+    pages = [await ask("")]
+    while pages[-1].next_token:
+        pages.append(await ask(pages[-1].next_token))
+    assert {page.total for page in pages} == {sum(len(page.items) for page in pages)}
+    return [page.items for page in pages]
+
+
+async def test_a_page_holds_one_item_then_no_more_than_fit_and_the_next_goes_on_behind_it(store: Store) -> None:
+    sizes = [10, 5000, 10, 400, 500, 10, 10]
+    await store.create_session(new_session("lines"), limit=99)
+    for n, size in enumerate(sizes):
+        await store.create_session(new_session(f"s{n}", state={"x": "ü" * (size // 4)}, metadata={"y": n}), limit=99)
+        row = await accept(store, f"t{n}", session_id="lines", request=b"x" * (size // 2))
+        change = Change("completed", Content("text/plain", "ü" * (size // 4)), ended_at=NOW)
+        await store.append([chunks(row.key, 1, b"x", change=change, message=message("ü" * (size // 2), f"t{n}"))])
+
+    lists: list[list[list[str]]] = [
+        [[row.task_id for row in items] for items in await paged(partial(tasks, store))],
+        [[row.session_id for row in items] for items in await paged(partial(sessions, store))],
+        [[row.task_id for row in items] for items in await paged(partial(lines, store))],
+    ]
+    assert lists == [
+        [["t6", "t5"], ["t4", "t3"], ["t2"], ["t1"], ["t0"]],
+        [["s6", "s5"], ["s4", "s3"], ["s2"], ["s1"], ["s0", "lines"]],
+        [["t0"], ["t1"], ["t2", "t3"], ["t4", "t5"], ["t6"]],
+    ]
+    newest = [line.task_id for line in await store.history("alice", "lines", limit=9, limit_bytes=1000)]
+    assert newest == ["t2", "t3", "t4", "t5", "t6"]
+    assert [line.task_id for line in await store.history("alice", "lines", limit=9, limit_bytes=1)] == ["t6"]
+
+
+def tasks(store: Store, token: str) -> Awaitable[Page[TaskRow]]:
+    return store.list_tasks("alice", session_id="lines", limit=2, limit_bytes=1100, token=token)
+
+
+def sessions(store: Store, token: str) -> Awaitable[Page[SessionRow]]:
+    return store.list_sessions("alice", now=NOW, limit=2, limit_bytes=1100, token=token)
+
+
+def lines(store: Store, token: str) -> Awaitable[Page[MessageRow]]:
+    return store.list_messages("alice", "lines", now=NOW, limit=2, limit_bytes=1100, token=token)
 
 
 # --- the end of tasks, and other instances ----------------------------------------------------------------------------
