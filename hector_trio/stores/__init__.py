@@ -82,8 +82,8 @@ class Append(Struct, frozen=True):
     """A segment for one task's log: encoded chunks ``first_seq .. last_seq``, joined by newlines.
 
     ``first_seq`` must be the row's ``last_seq + 1``, ``instance`` the row's, and the row must not have ended, else the
-    append is refused. ``change`` and ``message`` (a line for the session's conversation, which also moves the session's
-    ``last_activity_at`` to the message's time) commit with it. Without chunks (``data`` empty, ``last_seq =
+    append is refused. ``change`` and ``message`` (a line for the session's conversation) commit with it; the message's
+    time and the end's move the session's ``last_activity_at``. Without chunks (``data`` empty, ``last_seq =
     first_seq - 1``) it is a change of state alone.
     """
 
@@ -114,7 +114,9 @@ class StoreStatistics(Struct, frozen=True):
 
 class Store(Protocol):
     """All times are milliseconds since the epoch. Rows that belong to somebody else do not exist for the caller:
-    ``owner`` stands in every question. A session past its expiry does not exist on any read.
+    ``owner`` stands in every question. A session past its expiry does not exist on any read, and neither do its tasks
+    and what leads to them, unless one of them has not ended: that keeps the session, and its end is an activity.
+    ``now=None`` is the clock's time.
 
     A cancelled write has either not begun, and never will, or it is finished first and its result is returned: the
     cancellation arrives at the caller's next checkpoint. So a caller may act on the result without an await between.
@@ -146,14 +148,16 @@ class Store(Protocol):
         """Segments that hold chunks beyond ``after``, in order, at least one if there is any, then no more than fit
         into ``limit_bytes``. The first may begin before ``after + 1``."""
 
-    async def get_task(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None: ...
+    async def get_task(self, owner: str, agent_id: str, task_id: str, *, now: int | None = None) -> TaskRow | None: ...
 
-    async def get_task_by_key(self, key: int) -> TaskRow | None: ...
+    async def get_task_by_key(self, key: int) -> TaskRow | None:
+        """For the engine, which knows the key of what it runs: whosever it is, and also of an expired session."""
 
     async def list_tasks(
         self,
         owner: str,
         *,
+        now: int | None = None,
         agent_id: str | None = None,
         session_id: str | None = None,
         status: str | None = None,

@@ -46,6 +46,7 @@ from hector_trio.stores.rules import (
     patched,
     split_name,
     text_of,
+    time_of,
 )
 from hector_trio.task import TaskRow
 
@@ -185,6 +186,8 @@ class MemoryStore:
                     error=change.error,
                     ended_at=change.ended_at,
                 )
+                if task.session is not None and change.ended_at is not None:
+                    task.session.touch(change.ended_at)
             if append.message is not None and task.session is not None:
                 task.session.messages.append((append.key, append.message))
                 task.session.touch(append.message.created_at)
@@ -204,10 +207,10 @@ class MemoryStore:
             found.append(segment)
         return found
 
-    async def get_task(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None:
+    async def get_task(self, owner: str, agent_id: str, task_id: str, *, now: int | None = None) -> TaskRow | None:
         await trio.lowlevel.checkpoint_if_cancelled()
         task = self._named(owner, agent_id, task_id)
-        return None if task is None else _task_out(task.row)
+        return None if task is None or self._is_gone(task.session, time_of(now)) else _task_out(task.row)
 
     async def get_task_by_key(self, key: int) -> TaskRow | None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -218,6 +221,7 @@ class MemoryStore:
         self,
         owner: str,
         *,
+        now: int | None = None,
         agent_id: str | None = None,
         session_id: str | None = None,
         status: str | None = None,
@@ -228,14 +232,18 @@ class MemoryStore:
         question = ("tasks", owner, agent_id, session_id, status)
         position = page_position(token, question)
         await trio.lowlevel.checkpoint_if_cancelled()
+        at = time_of(now)
         among: Iterable[int] = self._tasks
         if session_id is not None:
-            session = self._sessions.get((owner, session_id))
-            among = session.tasks if session is not None else ()
+            of = self._sessions.get((owner, session_id))
+            among = of.tasks if of is not None else ()
         rows = [
             row
-            for row in (self._tasks[key].row for key in among)
-            if row.owner == owner and agent_id in (None, row.agent_id) and status in (None, row.status)
+            for row, session in ((self._tasks[key].row, self._tasks[key].session) for key in among)
+            if row.owner == owner
+            and agent_id in (None, row.agent_id)
+            and status in (None, row.status)
+            and not self._is_gone(session, at)
         ]
         rest = (row for row in reversed(rows) if position is None or row.key < position)
         page, more = fitting(rest, _task_size, limit, limit_bytes)
@@ -264,11 +272,11 @@ class MemoryStore:
         now = row.created_at
         name = (row.owner, row.session_id)
         same = self._sessions.get(name)
-        if same is not None and (not same.expired(now) or self._is_at_work(same)):
+        if same is not None and not self._is_gone(same, now):
             raise SessionExists(f"Session {row.session_id} exists")
 
         def held() -> int:
-            return sum(owner == row.owner and not one.expired(now) for (owner, _), one in self._sessions.items())
+            return sum(owner == row.owner and not self._is_gone(one, now) for (owner, _), one in self._sessions.items())
 
         if not self._quota.admits(row.owner, limit, held):
             raise RateLimited(f"No more than {limit} sessions")
@@ -300,7 +308,7 @@ class MemoryStore:
             session
             for (of, _), session in self._sessions.items()
             if of == owner
-            and not session.expired(now)
+            and not self._is_gone(session, now)
             and agent_id in (None, session.row.agent_id)
             and (not metadata or _has(session.row, metadata))
         ]
@@ -382,7 +390,7 @@ class MemoryStore:
         for task in old[: limit - gone]:
             self._remove_task(task)
             gone += 1
-        expired = [one for one in self._sessions.values() if one.expired(now) and not self._is_at_work(one)]
+        expired = [one for one in self._sessions.values() if self._is_gone(one, now)]
         for session in sorted(expired, key=lambda one: (one.row.expires_at, one.key)):
             for key in list(session.tasks)[: limit - gone]:
                 self._remove_task(self._tasks[key])
@@ -425,9 +433,12 @@ class MemoryStore:
         found = None if key is None else self._idempotency.get((owner, key.route, key.key))
         if key is None or found is None or found[0].expires_at <= now:
             return None
+        task = self._tasks[found[1]]
+        if self._is_gone(task.session, now):
+            return None
         if found[0].body_hash != key.body_hash:
             raise IdempotencyMismatch("The idempotency key was used with another body")
-        return self._tasks[found[1]]
+        return task
 
     def _remember(self, new: NewTask, task_key: int) -> None:
         key = new.idempotency
@@ -438,10 +449,11 @@ class MemoryStore:
 
     def _session(self, owner: str, session_id: str, now: int) -> _Session | None:
         session = self._sessions.get((owner, session_id))
-        return None if session is None or session.expired(now) else session
+        return None if session is None or self._is_gone(session, now) else session
 
-    def _is_at_work(self, session: _Session) -> bool:
-        return any(not self._tasks[key].row.ended for key in session.tasks)
+    def _is_gone(self, session: _Session | None, now: int) -> bool:
+        """It has expired and none of its tasks is at work."""
+        return session is not None and session.expired(now) and all(self._tasks[key].row.ended for key in session.tasks)
 
     def _remove_task(self, task: _Task) -> None:
         row = task.row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -17,6 +18,12 @@ from hector_trio.stores import Append
 from hector_trio.task import ENDED
 
 R = TypeVar("R")
+
+
+def time_of(now: int | None) -> int:
+    """``now``, or what the clock says (milliseconds since the epoch)."""
+    return time.time_ns() // 1_000_000 if now is None else now
+
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from hector_trio.stores import (
     sqlite,
 )
 from hector_trio.stores.readers import Readers
-from hector_trio.stores.rules import Quota, check_appends
+from hector_trio.stores.rules import Quota, check_appends, time_of
 from hector_trio.stores.schema import HEAD, instances
 from hector_trio.stores.writer import Writer
 from hector_trio.task import TaskRow
@@ -191,8 +191,8 @@ class SqlStore:
     async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
         return await self._read(lambda c: sql_tasks.read_log(c, key, after, limit_bytes))
 
-    async def get_task(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None:
-        return await self._read(lambda c: sql_tasks.by_name(c, owner, agent_id, task_id))
+    async def get_task(self, owner: str, agent_id: str, task_id: str, *, now: int | None = None) -> TaskRow | None:
+        return await self._read(lambda c: sql_tasks.get(c, owner, agent_id, task_id, time_of(now)))
 
     async def get_task_by_key(self, key: int) -> TaskRow | None:
         return await self._read(lambda c: sql_tasks.by_key(c, key))
@@ -201,6 +201,7 @@ class SqlStore:
         self,
         owner: str,
         *,
+        now: int | None = None,
         agent_id: str | None = None,
         session_id: str | None = None,
         status: str | None = None,
@@ -208,7 +209,8 @@ class SqlStore:
         limit_bytes: int = PAGE_BYTES,
         token: str = "",
     ) -> Page[TaskRow]:
-        return await self._read(sql_tasks.Listing(owner, agent_id, session_id, status, limit, limit_bytes, token).read)
+        listing = sql_tasks.Listing(owner, time_of(now), agent_id, session_id, status, limit, limit_bytes, token)
+        return await self._read(listing.read)
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._writer.run(lambda c: sql_tasks.remove(c, owner, agent_id, task_id))

@@ -7,7 +7,21 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from hector_trio.errors import RateLimited, SessionExists, SessionNotFound
 from hector_trio.models import encode
@@ -41,13 +55,25 @@ _SESSION: Select[*tuple[Any, ...]] = select(
 _BY_NAME = _SESSION.where(sessions.c.owner == bindparam("owner"), sessions.c.session_id == bindparam("session_id"))
 
 
+_AT_WORK = select(tasks.c.key).where(tasks.c.session_key == sessions.c.key, tasks.c.ended_at.is_(None)).exists()
+
+
+def alive(now: int | BindParameter[int]) -> ColumnElement[bool]:
+    """Of a row of sessions: it has not expired, or a task of it has not ended."""
+    return or_(sessions.c.expires_at > now, _AT_WORK)
+
+
+_LIVE = _BY_NAME.where(alive(bindparam("now")))
 _HELD = select(func.count()).select_from(
     select(sessions.c.key)
-    .where(sessions.c.owner == bindparam("owner"), sessions.c.expires_at > bindparam("now"))
+    .where(sessions.c.owner == bindparam("owner"), alive(bindparam("now")))
     .limit(bindparam("limit"))
     .subquery()
 )
 _INSERT = insert(sessions)
+_DELETE = delete(sessions).where(
+    sessions.c.owner == bindparam("of_owner"), sessions.c.session_id == bindparam("of_session")
+)
 
 
 def _session(row: Sequence[Any]) -> SessionRow:
@@ -67,9 +93,8 @@ def _values(row: SessionRow) -> dict[str, Any]:
 
 
 def live_session(connection: Connection, owner: str, session_id: str, now: int) -> Row[*tuple[Any, ...]] | None:
-    """The row, unless it has expired."""
-    row = connection.execute(_BY_NAME, {"owner": owner, "session_id": session_id}).one_or_none()
-    return row if row is not None and row.expires_at > now else None
+    """The row, unless it has expired and is not at work."""
+    return connection.execute(_LIVE, {"owner": owner, "session_id": session_id, "now": now}).one_or_none()
 
 
 def get(connection: Connection, owner: str, session_id: str, now: int) -> SessionRow | None:
@@ -79,8 +104,7 @@ def get(connection: Connection, owner: str, session_id: str, now: int) -> Sessio
 
 def create(connection: Connection, row: SessionRow, limit: int, quota: Quota) -> None:
     now = row.created_at
-    same = connection.execute(_BY_NAME, {"owner": row.owner, "session_id": row.session_id}).one_or_none()
-    if same is not None and (same.expires_at > now or _is_at_work(connection, same.key)):
+    if live_session(connection, row.owner, row.session_id, now) is not None:
         raise SessionExists(f"Session {row.session_id} exists")
 
     def held() -> int:
@@ -89,8 +113,7 @@ def create(connection: Connection, row: SessionRow, limit: int, quota: Quota) ->
 
     if not quota.admits(row.owner, limit, held):
         raise RateLimited(f"No more than {limit} sessions")
-    if same is not None:
-        connection.execute(delete(sessions).where(sessions.c.key == same.key))
+    connection.execute(_DELETE, {"of_owner": row.owner, "of_session": row.session_id})  # one that has expired
     values = {
         "owner": row.owner,
         "session_id": row.session_id,
@@ -101,11 +124,6 @@ def create(connection: Connection, row: SessionRow, limit: int, quota: Quota) ->
     result = connection.execute(_INSERT, values | _values(row))
     assert result.inserted_primary_key is not None
     _label(connection, result.inserted_primary_key[0], row.metadata)
-
-
-def _is_at_work(connection: Connection, session_key: int) -> bool:
-    unfinished = select(tasks.c.key).where(tasks.c.session_key == session_key, tasks.c.ended_at.is_(None))
-    return connection.execute(unfinished.limit(1)).first() is not None
 
 
 def change(
@@ -132,8 +150,7 @@ def change(
 
 
 def remove(connection: Connection, owner: str, session_id: str) -> None:
-    gone = delete(sessions).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
-    if connection.execute(gone).rowcount == 0:
+    if connection.execute(_DELETE, {"of_owner": owner, "of_session": session_id}).rowcount == 0:
         raise SessionNotFound(f"No session {session_id}")
 
 
@@ -157,7 +174,7 @@ class Listing:
         self._limits = (limit, limit_bytes)
         position = page_position(token, self._question)
         self._before = NEVER if position is None else position
-        self._where = [sessions.c.owner == owner, sessions.c.expires_at > now]
+        self._where = [sessions.c.owner == owner, alive(now)]
         if agent_id is not None:
             self._where.append(sessions.c.agent_id == agent_id)
         for name, text in (metadata or {}).items():
@@ -224,9 +241,10 @@ _MESSAGES = select(
 ).join_from(messages, tasks, tasks.c.key == messages.c.task_key, isouter=True)
 
 
-def touch(connection: Connection, task_key: int, at: int) -> None:
-    """Moves the last activity of the task's session, forwards only."""
-    connection.execute(_TOUCH, {"of_task": task_key, "at": at})
+def touch(connection: Connection, *activities: tuple[int, int]) -> None:
+    """Moves the last activity of the sessions of tasks, forwards only: pairs of a task's key and a time."""
+    if activities:
+        connection.execute(_TOUCH, [{"of_task": key, "at": at} for key, at in activities])
 
 
 def add_message(connection: Connection, task_key: int, message: MessageRow) -> None:
@@ -242,7 +260,7 @@ def add_message(connection: Connection, task_key: int, message: MessageRow) -> N
         "new_partial_status": message.partial_status,
     }
     connection.execute(_ADD, values)
-    touch(connection, task_key, message.created_at)
+    touch(connection, (task_key, message.created_at))
 
 
 class Conversation:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Executable, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Dialect, Executable, Select, bindparam, delete, func, insert, or_, select, update
 
 from hector_trio.errors import (
     IdempotencyMismatch,
@@ -20,7 +20,7 @@ from hector_trio.models import Content, TaskError, encode
 from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment
 from hector_trio.stores.rules import fitting, next_name, page_position, page_token, split_name
 from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
-from hector_trio.stores.sql_sessions import add_message, byte_count, live_session, touch
+from hector_trio.stores.sql_sessions import add_message, alive, byte_count, live_session, touch
 from hector_trio.stores.writer import Again
 from hector_trio.task import TaskRow
 
@@ -51,6 +51,15 @@ _BY_NAME = _TASK.where(
     tasks.c.agent_id == bindparam("agent_id"),
     tasks.c.task_id == bindparam("task_id"),
 )
+
+_VISIBLE = or_(
+    tasks.c.session_key.is_(None),
+    select(sessions.c.key).where(sessions.c.key == tasks.c.session_key, alive(bindparam("now"))).exists(),
+)
+"""A task of a session that has expired does not exist."""
+_VISIBLE_BY_NAME = _BY_NAME.where(_VISIBLE)
+
+_also = tasks.alias("also")
 
 _content = msgspec.json.Decoder(Content).decode
 _error = msgspec.json.Decoder(TaskError).decode
@@ -98,12 +107,19 @@ def by_name(connection: Connection, owner: str, agent_id: str, task_id: str) -> 
     return None if row is None else _task(row)
 
 
+def get(connection: Connection, owner: str, agent_id: str, task_id: str, now: int) -> TaskRow | None:
+    values = {"owner": owner, "agent_id": agent_id, "task_id": task_id, "now": now}
+    row = connection.execute(_VISIBLE_BY_NAME, values).one_or_none()
+    return None if row is None else _task(row)
+
+
 class Listing:
     """One page of tasks, newest first. Raises InvalidRequest for a token that is not one of this list."""
 
     def __init__(
         self,
         owner: str,
+        now: int,
         agent_id: str | None,
         session_id: str | None,
         status: str | None,
@@ -118,7 +134,12 @@ class Listing:
         self._where = [tasks.c.owner == owner]
         if session_id is not None:
             session = select(sessions.c.key).where(sessions.c.owner == owner, sessions.c.session_id == session_id)
-            self._where.append(tasks.c.session_key == session.scalar_subquery())
+            self._where.append(tasks.c.session_key == session.where(alive(now)).scalar_subquery())
+        else:
+            # said so, and not task by task: what has expired is little, and an index alone goes on counting the rest
+            of_expired = _also.c.session_key == sessions.c.key
+            gone = select(_also.c.key).where(of_expired, sessions.c.expires_at <= now, ~alive(now))
+            self._where.append(tasks.c.key.not_in(gone))
         if agent_id is not None:
             self._where.append(tasks.c.agent_id == agent_id)
         if status is not None:
@@ -169,8 +190,10 @@ _THIS_KEY = (
     idempotency.c.route == bindparam("of_route"),
     idempotency.c.key == bindparam("of_key"),
 )
-_USED = select(idempotency.c.body_hash, idempotency.c.task_key).where(
-    *_THIS_KEY, idempotency.c.expires_at > bindparam("now")
+_USED = (
+    select(idempotency.c.body_hash, idempotency.c.task_key)
+    .join_from(idempotency, tasks, tasks.c.key == idempotency.c.task_key)
+    .where(*_THIS_KEY, idempotency.c.expires_at > bindparam("now"), _VISIBLE)
 )
 
 
@@ -221,7 +244,7 @@ def create(connection: Connection, new: NewTask) -> Accepted:
     row = _insert(connection, new, session_key)
     _remember(connection, new, row.key)
     if session_key is not None:
-        touch(connection, row.key, new.created_at)
+        touch(connection, (row.key, new.created_at))
     return Accepted("created", row)
 
 
@@ -364,6 +387,8 @@ class Appender:
         self._segment.run(connection, [(a.key, a.first_seq, a.last_seq, a.data) for a in appends if a.data])
         if changes:
             connection.execute(_CHANGE_BODY, [_change_body(append) for append in changes])
+            ends = [(a.key, a.change.ended_at) for a in changes if a.change is not None]
+            touch(connection, *((key, at) for key, at in ends if at is not None))
         for append in appends:
             if append.message is not None:
                 add_message(connection, append.key, append.message)
@@ -442,8 +467,7 @@ def sweep(connection: Connection, now: int, tasks_ended_before: int, limit: int)
         .order_by(tasks.c.ended_at)
         .limit(limit - gone),
     )
-    unfinished = select(tasks.c.key).where(tasks.c.session_key == sessions.c.key, tasks.c.ended_at.is_(None))
-    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~unfinished.exists())
+    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~alive(now))
     expired = expired.order_by(sessions.c.expires_at, sessions.c.key).limit(limit - gone)
     for key in connection.execute(expired).scalars().all():
         # task by task, however many a session has: nobody sees how an expired session becomes less

@@ -157,7 +157,7 @@ async def list_session_tasks(call: Call) -> Reply:
     limit = page_size(call.query)
     await _find(call)
     page = await call.services.engine.store.list_tasks(
-        call.owner, session_id=call.ids["sessionId"], limit=limit, token=call.query.get("pageToken", "")
+        call.owner, now=now_ms(), session_id=call.ids["sessionId"], limit=limit, token=call.query.get("pageToken", "")
     )
     return json_reply(TaskList([wire_task(row) for row in page.items], page.total, page.next_token))
 

@@ -98,9 +98,11 @@ async def pages(ask: Any) -> list[Any]:
 async def look(store: Store, owner: str, now: int, limit: int, metadata: dict[str, str] | None) -> list[Any]:
     """Everything there is to see."""
     seen: list[Any] = [
-        await pages(lambda token: store.list_tasks(owner, limit=limit, token=token)),
-        await pages(lambda token: store.list_tasks(owner, agent_id="a", session_id="s", limit=limit, token=token)),
-        await pages(lambda token: store.list_tasks(owner, status="completed", limit=limit, token=token)),
+        await pages(lambda token: store.list_tasks(owner, now=now, limit=limit, token=token)),
+        await pages(
+            lambda token: store.list_tasks(owner, now=now, agent_id="a", session_id="s", limit=limit, token=token)
+        ),
+        await pages(lambda token: store.list_tasks(owner, now=now, status="completed", limit=limit, token=token)),
         await pages(lambda token: store.list_sessions(owner, now=now, metadata=metadata, limit=limit, token=token)),
         await store.history(owner, "s", limit=limit),
         await store.find_idempotent(owner, idempotency(), now=now),

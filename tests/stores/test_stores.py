@@ -482,6 +482,46 @@ async def test_an_expired_session_does_not_exist_and_its_name_is_free(store: Sto
     assert await store.get_task("alice", "a", "t") is None
 
 
+async def test_the_tasks_of_an_expired_session_do_not_exist_either(store: Store) -> None:
+    await store.create_session(new_session(ttl_seconds=1), limit=9)
+    row = await ended(store, session_id="s", idempotency=idempotency(expires_at=NOW + 9000))
+    kept = await ended(store, "u")
+    for later, there in ((NOW + 999, True), (NOW + 1000, False), (None, False)):
+        assert (await store.get_task("alice", "a", "t", now=later) is not None) == there
+        everything = await store.list_tasks("alice", now=later)
+        assert [found.key for found in everything.items] == [kept.key, row.key][: 1 + there]
+        assert everything.total == 1 + there
+        assert (await store.list_tasks("alice", now=later, session_id="s")).total == there
+        assert (await store.list_tasks("alice", now=later, agent_id="a", status="completed")).total == 1 + there
+        if later is not None:
+            assert (await store.find_idempotent("alice", idempotency(), now=later) is not None) == there
+    with pytest.raises(SessionNotFound):
+        await store.create_task(new_task("v", session_id="s", created_at=NOW + 1000, idempotency=idempotency(body="c")))
+    again = await accept(store, created_at=NOW + 1000)
+    assert await store.get_task("alice", "a", "t", now=NOW + 1000) == again
+
+
+async def test_a_task_at_work_keeps_its_session_and_its_end_is_an_activity(store: Store) -> None:
+    await store.create_session(new_session(ttl_seconds=1, metadata={"k": "v"}), limit=1)
+    first = await ended(store, "first", session_id="s")
+    row = await accept(store, session_id="s")
+    later = NOW + 5000
+    assert await store.get_session("alice", "s", now=later) is not None
+    assert (await store.list_sessions("alice", now=later, metadata={"k": "v"})).total == 1
+    assert (await store.list_messages("alice", "s", now=later)).items == []
+    assert {found.key for found in (await store.list_tasks("alice", now=later)).items} == {first.key, row.key}
+    assert await store.get_task("alice", "a", "first", now=later) is not None
+    await store.update_session("alice", "s", now=NOW, state={"x": 1})
+    assert await store.sweep(now=later, tasks_ended_before=later, limit=9) == 0
+    with pytest.raises(RateLimited):
+        await store.create_session(new_session("z", created_at=later), limit=1)
+    await end(store, row, at=later)
+    assert await store.get_session("alice", "s", now=later + 999) is not None
+    assert await store.get_task("alice", "a", "t", now=later + 999) is not None
+    assert await store.get_session("alice", "s", now=later + 1000) is None
+    assert await store.get_task("alice", "a", "t", now=later + 1000) is None
+
+
 async def test_an_expired_session_with_a_task_at_work_keeps_its_name(store: Store) -> None:
     await store.create_session(new_session(ttl_seconds=1), limit=9)
     row = await accept(store, session_id="s")
