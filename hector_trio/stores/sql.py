@@ -108,12 +108,22 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
         writing = sqlite.open_engine(path, durability, writes=True)
         reading = sqlite.open_engine(path, durability, writes=False)
         mine = {"id": instance, "pid": os.getpid(), "host": socket.gethostname(), "started_at": now, "checks": 0}
-        try:
-            with writing.connect() as connection, connection.begin():
+
+        def begin(connection: Connection) -> None:
+            with connection.begin():
                 if version != HEAD:
                     _migrate(connection, path, version)
                 connection.execute(delete(instances).where(instances.c.id == instance))
                 connection.execute(insert(instances).values(mine))
+
+        try:
+            with writing.connect() as connection:
+                try:
+                    begin(connection)
+                except DBAPIError as error:
+                    if not sqlite.settle(connection, path, error):
+                        raise
+                    begin(connection)
         except DBAPIError as error:
             raise sqlite.start_error(path, error) from error
         kept = stack.pop_all()
@@ -152,7 +162,9 @@ class SqlStore:
         self._quota = Quota()
         self._appender = sql_tasks.Appender(opened.writing.dialect)
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
-        self._writer = Writer(opened.writing.connect, sqlite.meaning)
+        self._writer = Writer(
+            opened.writing.connect, sqlite.meaning, lambda c, error: sqlite.settle(c, opened.path, error)
+        )
 
     @property
     def on_commit(self) -> Callable[[float, int], None] | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.models import timestamp
@@ -95,6 +95,35 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
 def mark(connection: Connection) -> None:
     """Writes into a new file whose it is."""
     connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION}")
+
+
+_SPARE = 4
+"""How many times the size of the write-ahead log the disk must have free, or the log goes into the file at once."""
+
+
+def settle(connection: Connection, path: Path, error: Exception | None) -> bool:
+    """Between two transactions of the writer: gives back the space of the write-ahead log where the disk needs it.
+
+    The file may grow by as much as the log has, and a log that no longer fits into it can never be given back: so it
+    goes there while there is room for both. ``error`` is what undid the transaction before. Returns whether that is
+    worth another try: the disk was full, and the log has been emptied. Raises nothing.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        before = wal.stat().st_size
+        disk = os.statvfs(wal)
+        roomy = disk.f_bavail * disk.f_frsize >= _SPARE * before
+        if before == 0 or (roomy if error is None else not is_full(error)):
+            return False
+        connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()  # type: ignore[union-attr]
+        return wal.stat().st_size < before
+    except (OSError, sqlite3.Error, SQLAlchemyError):
+        return False
+
+
+def is_full(error: Exception) -> bool:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def interrupt(connection: Connection) -> None:

@@ -59,10 +59,16 @@ class Writer:
     has not taken is withdrawn; one that it has taken is finished, and its result returned without a checkpoint.
     """
 
-    def __init__(self, connect: Callable[[], Connection], meaning: Callable[[Exception], Exception]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        meaning: Callable[[Exception], Exception],
+        settle: Callable[[Connection, Exception | None], bool] = lambda _connection, _error: False,
+    ) -> None:
         """``connect`` opens the connection (in the writer's thread, again after a failure); ``meaning`` turns a
-        driver's error into what callers shall see. Must be built where Trio runs; the thread starts with it and ends
-        with ``close``."""
+        driver's error into what callers shall see; ``settle`` is called in the thread between transactions, with what
+        undid the one before, if anything did, and says whether to try that again (it raises nothing). Must be built
+        where Trio runs; the thread starts with it and ends with ``close``."""
         self.commits = 0
         self.commit_seconds = 0.0
         self.operations = 0
@@ -70,6 +76,7 @@ class Writer:
         """Called in the writer's thread after every commit with its duration (seconds) and its operations."""
         self._connect = connect
         self._meaning = meaning
+        self._settle = settle
         self._connection: Connection | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._changed = threading.Condition(threading.Lock())
@@ -142,6 +149,7 @@ class Writer:
             while self._take():
                 self._execute(self._taken)
                 self._release()
+                self._between(None)
         finally:
             with self._changed:
                 self._stopped = "The store is closed" if self._closing else "The store's writer has stopped"
@@ -183,7 +191,8 @@ class Writer:
         except _CannotBegin as error:
             self._fail(batch, error.why)
         except Exception as error:
-            if len(batch) == 1 and not isinstance(error, Again):
+            retry = self._between(error)
+            if len(batch) == 1 and not retry and not isinstance(error, Again):
                 self._fail(batch, error)
                 return
             for waiting in batch:
@@ -226,6 +235,9 @@ class Writer:
                 self.on_commit(seconds, len(batch))
             except Exception:
                 _log.exception("on_commit of the store's writer failed")
+
+    def _between(self, error: Exception | None) -> bool:
+        return self._connection is not None and self._settle(self._connection, error)
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -140,6 +143,41 @@ async def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(sql: SqlStor
     await sql._writer.run(lambda c: limit(c, 10**6))
     await append("large", large.key, b"x" * 10**6)
     assert results["large"] == frozenset()
+
+
+async def test_where_the_disk_is_short_the_log_goes_into_the_file_before_it_is_too_large_for_it(
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 2_000_000
+
+    def small(_path: object) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=free // 4096, f_frsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", small)
+    row = await accept(sql)
+    wal = sql._opened.path.with_name(sql._opened.path.name + "-wal")
+    for n in range(100):
+        await sql.append([chunks(row.key, n + 1, b"x" * 20_000)])
+        await sql.check()
+        assert wal.stat().st_size < free / 4 + 100_000
+
+
+async def test_a_write_that_the_log_left_no_room_for_is_tried_again_once_that_is_emptied(sql: SqlStore) -> None:
+    row = await accept(sql)
+    wal = sql._opened.path.with_name(sql._opened.path.name + "-wal")
+    attempts: list[int] = []
+
+    def refused(connection: Connection) -> str:
+        attempts.append(wal.stat().st_size)
+        if attempts[-1] > 0:
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise full
+        return "written"
+
+    assert await sql._writer.run(refused) == "written"
+    assert len(attempts) == 2
+    assert await sql.get_task_by_key(row.key) == row
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
