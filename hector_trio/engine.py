@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -196,9 +197,9 @@ class Engine:
     def _enter(self, order: Order, new: NewTask, session_id: str | None) -> Turn | None:
         """Checks the limits and takes a place in the session's queue, in order of arrival."""
         limits = self._settings.limits
-        if (order.owner, order.agent_id, new.task_id) in self._named:
-            return None  # a repetition or a conflict: the store decides, whatever the limits say
-        if self._waiting >= limits.queued:
+        # a repetition or a conflict: the store decides, whatever the limits say
+        named = (order.owner, order.agent_id, new.task_id) in self._named
+        if self._waiting >= limits.queued and not named:
             raise RateLimited(f"{limits.queued} tasks wait already; no more are accepted now", retry_after=1)
         if session_id is None:
             return None
@@ -206,18 +207,20 @@ class Engine:
         if session in self._closing:
             raise SessionNotFound(f"There is no session {session_id!r}")
         queue = self._turns.waiting(session)
-        if queue and order.request.multitask == "reject":
+        if queue and order.request.multitask == "reject" and not named:
             holder = queue[0].holder
             task_id = holder.row.task_id if isinstance(holder, Run) else None
             raise SessionBusy(f"The session is busy with task {task_id!r}", task_id=task_id, retry_after=1)
-        if len(queue) > limits.queued_per_session:
+        if len(queue) > limits.queued_per_session and not named:
             raise RateLimited(f"{limits.queued_per_session} tasks wait in this session already", retry_after=1)
         return self._turns.enter(session, next_up=order.request.multitask == "interrupt")
 
     def _interrupt(self, turn: Turn) -> None:
-        holder = self._turns.waiting(turn.session)[0].holder
-        if isinstance(holder, Run):
-            holder.stop(SUPERSEDED)
+        first = self._turns.waiting(turn.session)[0]
+        if isinstance(first.holder, Run):
+            first.holder.stop(SUPERSEDED)
+        elif first is not turn:
+            first.interrupted = True  # it is still being accepted
 
     def _start(
         self, row: TaskRow, request: TaskRequest, agent: Agent, turn: Turn | None, nursery: trio.Nursery | None
@@ -231,9 +234,11 @@ class Engine:
             max_log=limits.log_bytes,
             tail_bytes=limits.tail_bytes,
         )
-        run = Run(row, request, agent, tail, turn)
+        run = Run(row, request, agent, tail, turn, connected=nursery is not None)
         if turn is not None:
             turn.holder = run
+            if turn.interrupted:
+                run.stop(SUPERSEDED)
         timeout = self._settings.tasks.timeout if request.timeout_ms is None else request.timeout_ms / 1000
         run.scope.deadline = trio.current_time() + min(timeout, self._settings.tasks.max_timeout)
         tail.on_refused = lambda error: run.scope.cancel()
@@ -259,7 +264,7 @@ class Engine:
                         outcome = await self._execute(run)
                     if run.scope.cancelled_caught:
                         outcome = run.stopped or self._cut(run)
-                except Exception as error:
+                except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
                     outcome = run.stopped or failure(error)
                 except BaseExceptionGroup as group:
                     cancelled, rest = group.split(trio.Cancelled)
@@ -274,15 +279,17 @@ class Engine:
                     run.begun = True
                 if run.stopped is not None and self._observer is not None:
                     self._observer.cancelled(trio.current_time() - run.stopped_at)
-                # No outcome: the nursery ends around us, so the connection that started the task is gone.
-                await self._end(run, outcome or run.stopped or CLIENT_LEFT, trio.current_time() - began)
+                if outcome is None and run.stopped is None and not run.connected and run.row.status == "pending":
+                    run.parked = run.parked or not run.started  # accepted, not begun: the next start takes it up
+                left = CLIENT_LEFT if run.connected else INTERRUPTED  # what a nursery that ends around us means
+                await self._end(run, outcome or run.stopped or left, trio.current_time() - began)
 
     async def _execute(self, run: Run) -> Outcome:
         if run.turn is not None:
             await run.turn.wait()
         async with self._slots:
             self._waiting -= 1
-            run.begun = True
+            run.begun = run.started = True
             ctx = await self._begin(run)
             await run.agent.run(ctx)
         return Outcome("completed")
@@ -297,7 +304,10 @@ class Engine:
             if session is None:
                 raise RunError("session_ended", "The session ended before its task could run")
             state = session.state
-            rows = await self.store.history(row.owner, row.session_id, limit=self._settings.limits.history_messages)
+            limits = self._settings.limits
+            rows = await self.store.history(
+                row.owner, row.session_id, limit=limits.history_messages, limit_bytes=limits.history_bytes
+            )
             history = [wire_message(line) for line in rows]
             message = MessageRow(
                 role="user",
@@ -344,7 +354,10 @@ class Engine:
 
     def _close(self, run: Run) -> None:
         row = run.row
-        del self._runs[row.key], self._named[row.owner, row.agent_id, row.task_id]
+        del self._runs[row.key]
+        name = (row.owner, row.agent_id, row.task_id)
+        if self._named.get(name) is run:  # else a newer task has taken the name
+            del self._named[name]
         if run.turn is not None:
             run.turn.leave()
         run.ended.set()
@@ -446,6 +459,8 @@ class Engine:
         """
         session = (owner, session_id)
         if session in self._closing or await self.store.get_session(owner, session_id, now=now_ms()) is None:
+            raise SessionNotFound(f"There is no session {session_id!r}")
+        if session in self._closing:  # another removal was quicker
             raise SessionNotFound(f"There is no session {session_id!r}")
         self._closing.add(session)
         try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 
@@ -125,6 +126,8 @@ class TaskLog:
         """
         if self.failure is not None:
             raise self.failure
+        if self._final_queued:
+            raise RunError("run_ended", "The run has ended; nothing can be emitted any more")
         try:
             line = encode(
                 Chunk(
@@ -143,7 +146,7 @@ class TaskLog:
         if self._bytes + len(line) > self._max_log:
             raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
         self._bytes += len(line)
-        self.fold.add(kind, content)
+        self.fold.add(kind, content if isinstance(content, str) else msgspec.json.decode(encode(content)))
         self._queue(line)
 
     async def emit(self, kind: ChunkType, content: Any, **extra: Any) -> None:
@@ -358,6 +361,8 @@ class Follower:
         self._key = row.key
         self._log = log
         self._final_seq = row.last_seq if row.ended else None
+        self._rest: list[bytes] = []
+        """What a read of the store brought beyond the limit of that read."""
 
     def __enter__(self) -> Follower:
         if self._log is not None:
@@ -382,7 +387,7 @@ class Follower:
     def ready(self) -> bool:
         """Whether ``read`` would return without waiting for the run."""
         log = self._log
-        return log is None or log.committed > self.after or log.failure is not None or self.ended
+        return log is None or bool(self._rest) or log.committed > self.after or log.failure is not None or self.ended
 
     async def read(self, limit: int = 1 << 30) -> list[bytes]:
         """The next encoded chunks (at most ``limit``), waiting for at least one; ``[]`` when there will be no more.
@@ -391,20 +396,24 @@ class Follower:
         """
         while not self.ended:
             log = self._log
+            if self._rest:
+                return self._give(self._rest, limit)
             if log is None:
                 lines = await self._stored()
                 if not lines:
+                    if self._final_seq is not None:
+                        self.failure = Gone("The task's log is no longer held")
                     self._final_seq = self.after
-                    return []
-                return self._give(lines[:limit])
+                return self._give(lines, limit)
             held = log.lines_after(self.after)
             if held is None:
                 lines = await self._stored()
                 if not lines:
                     self.failure = Gone("The task's log is no longer held")
-                return self._give(lines[:limit])
+                return self._give(lines, limit)
             if held:
-                return self._give(held[:limit])
+                self.after += len(held[:limit])
+                return held[:limit]
             if log.failure is not None:
                 self.failure = log.failure
                 return []
@@ -418,6 +427,8 @@ class Follower:
             lines += chunks[max(0, self.after + 1 - segment.first_seq) :]
         return named(lines, self.task_id)
 
-    def _give(self, lines: list[bytes]) -> list[bytes]:
-        self.after += len(lines)
-        return lines
+    def _give(self, lines: list[bytes], limit: int) -> list[bytes]:
+        """The first of what was read, and keeps the rest: reading on must not read again."""
+        given, self._rest = lines[:limit], lines[limit:]
+        self.after += len(given)
+        return given

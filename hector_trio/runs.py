@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import structlog
 import trio
 
@@ -32,14 +33,21 @@ log = structlog.stdlib.get_logger("hector_trio.engine")
 class Run:
     """One accepted task while it is queued or running here."""
 
-    def __init__(self, row: TaskRow, request: TaskRequest, agent: Agent, log: TaskLog, turn: Turn | None) -> None:
+    def __init__(
+        self, row: TaskRow, request: TaskRequest, agent: Agent, log: TaskLog, turn: Turn | None, *, connected: bool
+    ) -> None:
         self.row = row
         self.request = request
         self.agent = agent
         self.log = log
         self.turn = turn
         self.scope = trio.CancelScope()
+        self.connected = connected
+        """Whether it lives in the nursery of the connection that started it."""
         self.begun = False
+        """Whether it no longer counts as waiting."""
+        self.started = False
+        """Whether the agent was called."""
         self.stopped: Outcome | None = None
         self.stopped_at = 0.0
         self.parked = False
@@ -83,9 +91,13 @@ def failure(error: BaseException) -> Outcome:
     """How a run fails whose agent raised. What an unexpected error says stays in the log."""
     found = _first(error)
     if isinstance(found, RunError):
-        return Outcome(
+        outcome = Outcome(
             "failed", code=found.run_code, message=found.detail, details=found.details, retryable=found.can_retry
         )
+        if _is_wire(outcome):
+            return outcome
+        log.error("agent_failed", exc_info=error)
+        return Outcome("failed", code="agent_error", message="The agent failed")
     if isinstance(found, HectorError):
         return Outcome("failed", code=found.code, message=found.detail, retryable=found.retryable)
     log.error("agent_failed", exc_info=error)
@@ -98,3 +110,12 @@ def _first(error: BaseException) -> BaseException:
         return error
     leaves = [_first(each) for each in error.exceptions]
     return next((leaf for leaf in leaves if isinstance(leaf, HectorError)), leaves[0])
+
+
+def _is_wire(outcome: Outcome) -> bool:
+    """Whether what an agent raised can stand in a final chunk and in the row."""
+    try:
+        msgspec.json.decode(msgspec.json.encode(outcome), type=Outcome)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return False
+    return True

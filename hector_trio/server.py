@@ -163,10 +163,16 @@ class SelfOpeningApp:
                     await receive()  # comes after the last connection, whose streams would have been cut by then
                     nursery.cancel_scope.cancel()
                 await engine.drain(self._settings.server.shutdown_grace)
-        except StartError as error:
+        except Exception as error:
             if self._app is not None:
+                # Hypercorn would go on listening with nothing behind it.
+                log.critical("server_failed", exc_info=error)
+                signal.raise_signal(signal.SIGTERM)
                 raise
-            await send({"type": "lifespan.startup.failed", "message": error.detail})
+            detail = error.detail if isinstance(error, StartError) else "the server cannot start; its log says more"
+            if not isinstance(error, StartError):
+                log.critical("start_failed", exc_info=error)
+            await send({"type": "lifespan.startup.failed", "message": detail})
             return
         finally:
             self._app = None

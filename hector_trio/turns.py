@@ -10,12 +10,14 @@ import trio
 class Turn:
     """A place in a session's queue. The first in it may run; ``leave`` lets the next one."""
 
-    __slots__ = ("_event", "_turns", "holder", "session")
+    __slots__ = ("_event", "_turns", "holder", "interrupted", "session")
 
     def __init__(self, turns: Turns, session: Hashable) -> None:
         self._turns = turns
         self._event = trio.Event()
         self.session = session
+        self.interrupted = False
+        """Whether whoever comes to hold this place is to give way to a newer task."""
         self.holder: object = None
         """Whoever uses this place (the engine puts its run here)."""
 

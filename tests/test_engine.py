@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -702,3 +705,156 @@ async def test_a_bug_in_the_store_fails_the_task_and_not_the_server(store: Store
         assert first.error is not None
         assert first.error.code == "store_unavailable"
         assert (await run(engine, order())).status == "completed"
+
+
+async def test_a_reused_id_is_safe_however_closely_the_next_task_follows(store: Store) -> None:
+    """The next task is accepted in the very transaction that ends the one before, while that one still winds up."""
+
+    async def answer(ctx: Context) -> None:
+        await ctx.emit_text("x")
+
+    async with engine_of(store, agent(answer)) as engine:
+
+        async def client(n: int) -> None:
+            for _ in range(30):
+                with contextlib.suppress(TaskExists):
+                    await engine.wait((await engine.submit(order(str(n), task_id="task-123"))).task)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for n in range(8):
+                    nursery.start_soon(client, n)
+        assert engine.running == engine.queued == 0
+        for row in (await store.list_tasks("o", limit=100)).items:
+            await stays_true_to_its_log(engine, row)
+
+
+async def test_a_reused_id_keeps_its_turn_in_the_session(store: Store) -> None:
+    running = 0
+
+    async def answer(ctx: Context) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await ctx.emit_text("x")
+        await trio.lowlevel.checkpoint()
+        running -= 1
+
+    async with engine_of(store, agent(answer)) as engine:
+        session = await new_session(store)
+
+        async def client(n: int) -> None:
+            for _ in range(15):
+                with contextlib.suppress(TaskExists):
+                    row = await engine.wait((await engine.submit(order(str(n), session=session, task_id="t"))).task)
+                    assert row.status == "completed"
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for n in range(6):
+                    nursery.start_soon(client, n)
+
+
+async def raise_details(ctx: Context) -> None:
+    raise RunError("odd", "message", details=object())
+
+
+async def raise_surrogate(ctx: Context) -> None:
+    raise RunError("odd", "\ud800")
+
+
+async def raise_number(ctx: Context) -> None:
+    raise RunError(404, "message")  # type: ignore[arg-type]
+
+
+def leave(ctx: SyncContext) -> None:
+    sys.exit()
+
+
+def cancel_asyncio(ctx: SyncContext) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("function", [raise_details, raise_surrogate, raise_number, leave, cancel_asyncio])
+async def test_whatever_an_agent_raises_harms_nobody_else(store: Store, function: Callable[..., None]) -> None:
+    steered = Steered()
+    agents = agent(function) | agent(steered, "other")
+    async with engine_of(store, agents) as engine:
+        other = (await engine.submit(order(agent_id="other"))).task
+        await steered.wait_started("hi")
+        for _ in range(3):
+            row = await run(engine, order())
+            assert (row.status, row.error and row.error.code) == ("failed", "agent_error")
+            await stays_true_to_its_log(engine, row)
+        steered.let("hi")
+        with trio.fail_after(5):
+            assert (await engine.wait(other)).status == "completed"
+
+
+async def test_what_an_agent_does_to_its_data_after_emitting_it_changes_nothing(store: Store) -> None:
+    async def reuse(ctx: Context) -> None:
+        value: dict[str, object] = {}
+        for n in range(3):
+            value["n"] = n
+            await ctx.emit_data(value)
+        value["n"] = object()
+
+    async with engine_of(store, agent(reuse)) as engine:
+        row = await run(engine, order())
+        assert row.output is not None
+        assert row.output.content == [{"n": 0}, {"n": 1}, {"n": 2}]
+        await stays_true_to_its_log(engine, row)
+
+
+async def test_a_thread_that_goes_on_emitting_after_a_cancel_adds_nothing_behind_the_end(store: Store) -> None:
+    def write(ctx: SyncContext) -> None:
+        while True:
+            ctx.emit_text("bla " * 20_000)
+
+    async with engine_of(store, agent(write), Settings(limits=Limits(chunk_bytes=4000))) as engine:
+        for _ in range(10):
+            row = (await engine.submit(order())).task
+            with engine.follow(row) as follower, trio.fail_after(10):
+                await follower.read()
+            row = await engine.cancel(row)
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            await stays_true_to_its_log(engine, row)
+
+
+async def test_an_engine_ended_from_outside_leaves_what_it_accepted_to_the_next_start(store: Store) -> None:
+    steered = Steered()
+    with trio.CancelScope() as outside:
+        async with engine_of(store, agent(steered)) as engine:
+            session = await new_session(store)
+            began = (await engine.submit(order("began", session=session))).task
+            await steered.wait_started("began")
+            queued = (await engine.submit(order("queued", session=session))).task
+            outside.cancel()
+            await trio.lowlevel.checkpoint()
+    found = await store.get_task_by_key(began.key)
+    assert found is not None
+    assert (found.status, found.error and found.error.code) == ("failed", "interrupted")
+    found = await store.get_task_by_key(queued.key)
+    assert found is not None
+    assert found.status == "pending"
+
+
+async def test_an_interrupt_also_hits_a_task_that_is_still_being_accepted(store: Store) -> None:
+    steered = Steered()
+    async with engine_of(store, agent(steered)) as engine:
+        session = await new_session(store)
+        for _ in range(10):
+            rows: dict[str, TaskRow] = {}
+
+            async def submit(text: str, multitask: str, rows: dict[str, TaskRow] = rows) -> None:
+                rows[text] = (await engine.submit(order(text, session=session, multitask=multitask))).task
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(submit, "old", "enqueue")
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(submit, "new", "interrupt")
+            steered.let("new")
+            with trio.fail_after(5):
+                ends = {text: (await engine.wait(row)).status for text, row in rows.items()}
+            assert ends == {"old": "cancelled", "new": "completed"}

@@ -102,6 +102,7 @@ class _Opened:
 
 def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
     now = time.time_ns() // 1_000_000
+    path = Path(os.path.realpath(path))  # the lock beside it must be the same by whatever name it is opened
     with ExitStack() as stack:
         stack.enter_context(sqlite.claim(path, instance, now))
         version = sqlite.stored_version(path)

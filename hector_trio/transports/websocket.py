@@ -39,6 +39,12 @@ SEND_MANY: Final = "hector.send_many"
 BATCH: Final = 64
 """Chunks that one task may put into a round before the next task's turn comes."""
 
+ROUND_BYTES: Final = 256 * 1024
+"""About how much leaves in one round; who has not been served then is served first in the next."""
+
+MAX_ECHO: Final = 128
+"""Characters of a client's own words that an answer repeats."""
+
 MAX_REPLIES: Final = 256
 """Answers to control frames that may wait for the socket before the next frame is read."""
 
@@ -118,6 +124,8 @@ class Socket:
         self._busy = False
         """Whether a frame is being worked on."""
         self._heard = False
+        self._answering = 0
+        """Cancels that are not answered yet."""
         self._controlled = False
         """Whether a control frame was ever sent: then the socket stays open after its last task."""
         self._quiet_since: float | None = trio.current_time()
@@ -156,10 +164,10 @@ class Socket:
             data = message.encode()
             envelope = decode_json(data, Envelope, max_depth=self._limits.json_depth)
             if isinstance(envelope.task_id, str):
-                task_id = envelope.task_id
+                task_id = envelope.task_id[:MAX_ECHO]
             if envelope.type is not UNSET:
                 self._controlled = True
-                control = envelope.type if isinstance(envelope.type, str) else ""
+                control = envelope.type[:MAX_ECHO] if isinstance(envelope.type, str) else ""
                 await self._control(control, data)
             else:
                 await self._task(data)
@@ -194,6 +202,8 @@ class Socket:
         depth = self._limits.json_depth
         if kind == "ping":
             ping = decode_json(data, PingFrame, max_depth=depth)
+            if ping.id is not UNSET and len(encode(ping.id)) > MAX_ECHO:
+                raise InvalidRequest(f"The id of a ping may have {MAX_ECHO} bytes")
             self._reply(encode({"type": "pong"} if ping.id is UNSET else {"type": "pong", "id": ping.id}))
         elif kind == "cancel":
             await self._cancel(decode_json(data, CancelFrame, max_depth=depth))
@@ -201,20 +211,30 @@ class Socket:
             raise InvalidRequest(f"There is no frame of type {kind[:64]!r}")
 
     async def _cancel(self, frame: CancelFrame) -> None:
-        """Answers when the final chunk is committed."""
+        """Decides at once; the answer follows when the final chunk is committed, and no other frame waits for it."""
         reason = "requested" if frame.reason is UNSET else frame.reason[:200]
-        if frame.task_id is UNSET:
-            rows = list(self._started.values())
-            self._engine.stop(rows, reason)
-            for row in rows:
-                await self._engine.wait(row)
-            self._reply(encode(Ok("cancel", task_ids=[row.task_id for row in rows], status="cancelled")))
-            return
-        found = await self._engine.store.get_task(self._principal.owner, self._agent_id, frame.task_id)
-        if found is None:
-            raise TaskNotFound(f"There is no task {frame.task_id[:128]!r}")
-        row = await self._engine.cancel(found, reason)
-        self._reply(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
+        rows = list(self._started.values())
+        if frame.task_id is not UNSET:
+            found = await self._engine.store.get_task(self._principal.owner, self._agent_id, frame.task_id)
+            if found is None:
+                raise TaskNotFound(f"There is no task {frame.task_id[:MAX_ECHO]!r}")
+            rows = [found]
+        if not self._principal.may_write:
+            raise self._principal.forbidden()
+        if self._answering >= self._limits.tasks_per_socket:
+            raise RateLimited(f"{self._answering} cancels are being answered on this socket already")
+        self._engine.stop(rows, reason)
+        self._answering += 1
+        self._nursery.start_soon(self._answer_cancel, rows, frame.task_id is UNSET)
+
+    async def _answer_cancel(self, rows: list[TaskRow], every: bool) -> None:
+        ended = [await self._engine.wait(row) for row in rows]
+        self._answering -= 1
+        if every:
+            self._reply(encode(Ok("cancel", task_ids=[row.task_id for row in ended], status="cancelled")))
+        else:
+            (row,) = ended
+            self._reply(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
 
     def _reply(self, frame: bytes) -> None:
         self._replies.append(frame)
@@ -229,6 +249,8 @@ class Socket:
             for task_id, follower in list(self._followers.items()):
                 if follower.ready:
                     frames += await self._next(task_id, follower)
+                    if sum(map(len, frames)) > ROUND_BYTES:
+                        break  # those served stand at the end by now, so the others come next
             if self._replies:
                 frames += self._replies
                 self._replies = []
@@ -257,10 +279,13 @@ class Socket:
             lines, failure = [], error
         if failure is not None:
             lines = [*lines, encode(refused(task_id, failure))]
-        if (failure is not None or follower.ended) and self._followers.get(task_id) is follower:
-            follower.close()
+        if self._followers.get(task_id) is follower:
             del self._followers[task_id]
-            self._started.pop(task_id, None)
+            if failure is not None or follower.ended:
+                follower.close()
+                self._started.pop(task_id, None)
+            else:
+                self._followers[task_id] = follower
         return lines
 
     def _verdict(self) -> tuple[int, float]:

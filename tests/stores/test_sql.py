@@ -17,7 +17,7 @@ import trio
 from sqlalchemy import Connection, event
 
 import hector_trio
-from hector_trio.errors import StoreUnavailable
+from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.models import Content
 from hector_trio.stores import Change
 from hector_trio.stores.sql import SqlStore, open_sql
@@ -309,3 +309,12 @@ async def test_no_list_is_sorted_or_scanned(sql: SqlStore) -> None:
                 # a scan of the unfinished tasks is a scan of a partial index
                 scans = [step for step in steps if step.startswith("SCAN") and "ix_tasks_unfinished" not in step]
                 assert not scans, (text, steps)
+
+
+async def test_a_store_is_locked_by_whatever_name_it_is_opened(tmp_path: Path) -> None:
+    alias = tmp_path / "alias.db"
+    alias.symlink_to(tmp_path / "hector.db")
+    async with open_sql(tmp_path / "hector.db", instance="one"):
+        with pytest.raises(StartError, match=str(os.getpid())):
+            async with open_sql(alias, instance="two"):
+                pass

@@ -385,3 +385,73 @@ async def test_without_the_batch_extension_every_frame_is_sent_on_its_own(monkey
         await peer.ask("Count to 30")
         chunks = await peer.read_to_final()
         assert [chunk["seq"] for chunk in chunks] == list(range(1, len(chunks) + 1))
+
+
+async def test_an_answer_repeats_only_little_of_what_a_client_says() -> None:
+    async with serving() as server, connected(server) as peer:
+        await peer.send({"type": "ping", "id": "x" * 1000})
+        assert (await peer.read())["code"] == "invalid_request"
+        await peer.send({"type": "y" * 1000})
+        assert len((await peer.read())["of"]) <= 128
+        await peer.send({"taskId": "z" * 1000, "input": {"content": "x"}})
+        assert len((await peer.read())["taskId"]) <= 128
+
+
+async def test_no_frame_waits_for_a_cancel_that_takes_its_time() -> None:
+    release = trio.Event()
+
+    async def stubborn(ctx: Context) -> None:
+        await ctx.emit_text("x")
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(5, shield=True):
+                await release.wait()
+
+    async with serving(agents=agent(stubborn)) as server, connected(server, "a") as peer:
+        await peer.ask("x", taskId="t")
+        await peer.read()
+        await peer.send({"type": "cancel", "taskId": "t"})
+        await peer.send({"type": "ping"})
+        assert await peer.read() == {"type": "pong"}
+        release.set()
+        assert {frame.get("status") for frame in (await peer.read(), await peer.read())} == {"cancelled"}
+
+
+async def test_a_viewer_far_behind_reads_each_part_of_the_log_once() -> None:
+    async def much(ctx: Context) -> None:
+        for n in range(20_000):
+            await ctx.emit_text(f"{n} ")
+
+    async with serving(settings_of(limits={"tail_bytes": 1000}), agents=agent(much)) as server:
+        store = server.engine.store
+        reads = 0
+        read_log = store.read_log
+
+        async def counting(key: int, after: int, limit_bytes: int) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read_log(key, after, limit_bytes)
+
+        async with connected(server, "a") as peer:
+            await peer.ask("x", taskId="t", onDisconnect="continue")
+            await peer.read_to_final()
+        row = await server.engine.store.get_task("local", "a", "t")
+        assert row is not None
+        with trio.fail_after(20):
+            row = await server.engine.wait(row)
+            follower = server.engine.follow(row)
+            follower._store = Counting(store, counting)  # type: ignore[assignment]
+            seen = 0
+            while lines := await follower.read(64):
+                seen += len(lines)
+        assert seen == 20_001
+        assert reads <= 20
+
+
+class Counting:
+    """A store whose reads of logs are counted."""
+
+    def __init__(self, store: Any, read_log: Any) -> None:
+        self._store = store
+        self.read_log = read_log
