@@ -136,7 +136,7 @@ async def caught(store: Store, function: Any, settings: Settings | None = None, 
 
 async def test_a_chunk_that_is_refused_leaves_no_trace_and_the_run_may_go_on(store: Store) -> None:
     async def too_large(ctx: Context) -> None:
-        await ctx.emit_data("x" * 1000)
+        await ctx.emit_data("x" * 2000)
 
     async def not_json(ctx: Context) -> None:
         await ctx.emit_metadata(object())
