@@ -276,11 +276,11 @@ class Engine:
             finally:
                 if not run.begun:
                     self._waiting -= 1
+                    if outcome is None and run.stopped is None and not run.connected and row.policy != "cancel":
+                        run.parked = True  # accepted, not begun: the next start takes it up
                     run.begun = True
                 if run.stopped is not None and self._observer is not None:
                     self._observer.cancelled(trio.current_time() - run.stopped_at)
-                if outcome is None and run.stopped is None and not run.connected and run.row.status == "pending":
-                    run.parked = run.parked or not run.started  # accepted, not begun: the next start takes it up
                 left = CLIENT_LEFT if run.connected else INTERRUPTED  # what a nursery that ends around us means
                 await self._end(run, outcome or run.stopped or left, trio.current_time() - began)
 
@@ -289,7 +289,7 @@ class Engine:
             await run.turn.wait()
         async with self._slots:
             self._waiting -= 1
-            run.begun = run.started = True
+            run.begun = True
             ctx = await self._begin(run)
             await run.agent.run(ctx)
         return Outcome("completed")

@@ -45,9 +45,7 @@ class Run:
         self.connected = connected
         """Whether it lives in the nursery of the connection that started it."""
         self.begun = False
-        """Whether it no longer counts as waiting."""
-        self.started = False
-        """Whether the agent was called."""
+        """Whether it has its turn and a slot, and no longer counts as waiting."""
         self.stopped: Outcome | None = None
         self.stopped_at = 0.0
         self.parked = False
