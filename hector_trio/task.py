@@ -35,6 +35,19 @@ NEXT: dict[str, frozenset[str]] = {
 """What may follow what. An ended task never changes."""
 
 
+class Question(Struct, frozen=True, rename="camel"):
+    """What a task that waits for input has asked, and what its next run is to be given."""
+
+    question: Any
+    """The prompt: text, or any JSON."""
+    asked_at: int
+    """Milliseconds since the epoch."""
+    saved: Any = None
+    """What the agent wants to have again, as JSON."""
+    answer: Content | None = None
+    """Once it was answered, until the run that takes it up has begun."""
+
+
 class TaskRow(Struct, frozen=True):
     """A task as the store keeps it. Times are milliseconds since the epoch."""
 
@@ -58,6 +71,8 @@ class TaskRow(Struct, frozen=True):
     output: Content | None = None
     error: TaskError | None = None
     ended_at: int | None = None
+    question: Question | None = None
+    """Of a task that waits for input, or whose answer was accepted and not yet taken up."""
 
     @property
     def ended(self) -> bool:

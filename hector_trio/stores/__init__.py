@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hector_trio.models import Content, Status, TaskError
 from hector_trio.session import MessageRow, SessionRow
-from hector_trio.task import TaskRow
+from hector_trio.task import Question, TaskRow
 
 T = TypeVar("T")
 
@@ -76,6 +76,7 @@ class Change(Struct, frozen=True):
     output: Content | None = None
     error: TaskError | None = None
     ended_at: int | None = None
+    question: Question | None = None
 
 
 class Append(Struct, frozen=True):
@@ -170,6 +171,10 @@ class Store(Protocol):
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         """Removes an ended task and its log. Raises TaskNotFound, TaskRunning."""
 
+    async def set_policy(self, key: int, policy: str) -> None:
+        """Changes what happens to an unfinished task when its viewers leave. Of a task that has ended, or is gone: does
+        nothing."""
+
     async def take_over(self, instance: str) -> list[TaskRow]:
         """Makes every task that has not ended and belongs to a dead instance ``instance``'s; returns all of them in
         order of acceptance. (A store used by one process alone: every other instance is dead.)"""
@@ -230,9 +235,13 @@ class Store(Protocol):
         JSON), but the newest in any case; oldest first. Costs no more when the conversation is longer."""
 
     # --- housekeeping
-    async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:
+    async def sweep(
+        self, *, now: int, tasks_ended_before: int, limit: int, logs_ended_before: int | None = None
+    ) -> int:
         """Removes up to ``limit`` of: ended tasks without a session that ended before the given time, expired sessions
-        none of whose tasks is unfinished, expired idempotency keys. Returns how many rows went (0: nothing left)."""
+        none of whose tasks is unfinished, expired idempotency keys; and of the logs of tasks that ended before
+        ``logs_ended_before`` (``None``: none), whether in a session or not, everything but the segment with the final
+        chunk. Returns how many rows went (0: nothing left)."""
 
     async def check(self) -> None:
         """A write that changes nothing; raises StoreUnavailable when writes are refused."""
