@@ -48,9 +48,9 @@ from hector_trio.stores.rules import (
     text_of,
     time_of,
 )
-from hector_trio.task import TaskRow
+from hector_trio.task import Question, TaskRow
 
-T = TypeVar("T", Content, TaskError, MessageRow)
+T = TypeVar("T", Content, TaskError, MessageRow, Question)
 
 
 @asynccontextmanager
@@ -185,6 +185,7 @@ class MemoryStore:
                     output=change.output,
                     error=change.error,
                     ended_at=change.ended_at,
+                    question=change.question,
                 )
                 if task.session is not None and change.ended_at is not None:
                     task.session.touch(change.ended_at)
@@ -257,6 +258,12 @@ class MemoryStore:
         if not task.row.ended:
             raise TaskRunning(f"Task {task_id} has not ended", task_id=task_id)
         self._remove_task(task)
+
+    async def set_policy(self, key: int, policy: str) -> None:
+        await self._begin()
+        task = self._tasks.get(key)
+        if task is not None and not task.row.ended:
+            task.row = replace(task.row, policy=policy)
 
     async def take_over(self, instance: str) -> list[TaskRow]:
         await self._begin()
@@ -494,7 +501,7 @@ def _size(value: Any) -> int:
 
 def _task_size(row: TaskRow) -> int:
     size = len(row.request) + _size(row.metadata)
-    return size + sum(_size(part) for part in (row.output, row.error) if part is not None)
+    return size + sum(_size(part) for part in (row.output, row.error, row.question) if part is not None)
 
 
 def _line_size(line: tuple[int, MessageRow]) -> int:
@@ -502,15 +509,22 @@ def _line_size(line: tuple[int, MessageRow]) -> int:
 
 
 def _task_out(row: TaskRow) -> TaskRow:
-    if not row.metadata and row.output is None and row.error is None:
+    if not row.metadata and row.output is None and row.error is None and row.question is None:
         return replace(row, metadata={})
-    return replace(row, metadata=_copy(row.metadata), output=_fresh(row.output), error=_fresh(row.error))
+    return replace(
+        row,
+        metadata=_copy(row.metadata),
+        output=_fresh(row.output),
+        error=_fresh(row.error),
+        question=_fresh(row.question),
+    )
 
 
 def _append_copy(append: Append) -> Append:
     change = append.change
     if change is not None:
-        change = replace(change, output=_fresh(change.output), error=_fresh(change.error))
+        output, error, question = _fresh(change.output), _fresh(change.error), _fresh(change.question)
+        change = replace(change, output=output, error=error, question=question)
     return replace(append, change=change, message=_fresh(append.message))
 
 

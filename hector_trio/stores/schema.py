@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a store that knows another one is older (and migrated) or newer (and refused)."""
 
 NEVER = 2**63 - 1
@@ -20,6 +20,8 @@ tables = MetaData(
 
 _KEY = BigInteger().with_variant(Integer(), "sqlite")
 """SQLite gives out numbers only to a column that is called INTEGER."""
+
+_UNPRUNED = "ended_at IS NOT NULL AND pruned_at IS NULL"
 
 
 def _parent(of: str) -> ForeignKey:
@@ -87,6 +89,8 @@ tasks = Table(
     Column("session_id", Text),
     Column("session_key", _KEY, _parent("sessions.key")),
     Column("last_seq", BigInteger, nullable=False),
+    # when all of its log but the end was removed
+    Column("pruned_at", BigInteger),
     Index("ix_tasks_name", "owner", "agent_id", "task_id", unique=True),
     Index("ix_tasks_stem", "owner", "agent_id", "stem", "number"),
     Index("ix_tasks_owner", "owner", "key", "status"),
@@ -99,6 +103,7 @@ tasks = Table(
         postgresql_where=text("ended_at IS NULL"),
     ),
     Index("ix_tasks_retention", "session_key", "ended_at"),
+    Index("ix_tasks_unpruned", "ended_at", sqlite_where=text(_UNPRUNED), postgresql_where=text(_UNPRUNED)),
     sqlite_autoincrement=True,
 )
 
@@ -111,6 +116,7 @@ bodies = Table(
     Column("metadata", Text, nullable=False),
     Column("output", Text),
     Column("error", Text),
+    Column("question", Text),
 )
 
 segments = Table(

@@ -228,6 +228,9 @@ class SqlStore:
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._writer.run(lambda c: sql_tasks.remove(c, owner, agent_id, task_id))
 
+    async def set_policy(self, key: int, policy: str) -> None:
+        await self._writer.run(lambda c: sql_tasks.set_policy(c, key, policy))
+
     async def take_over(self, instance: str) -> list[TaskRow]:
         # the file's lock is ours, so whoever else began something in it is dead
         others = delete(instances).where(instances.c.id.not_in([instance, self._instance]))

@@ -22,7 +22,7 @@ from hector_trio.stores.rules import fitting, next_name, page_position, page_tok
 from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
 from hector_trio.stores.sql_sessions import add_message, alive, byte_count, live_session, touch
 from hector_trio.stores.writer import Again
-from hector_trio.task import TaskRow
+from hector_trio.task import Question, TaskRow
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -43,6 +43,7 @@ _TASK = select(
     bodies.c.output,
     bodies.c.error,
     tasks.c.ended_at,
+    bodies.c.question,
 ).join_from(tasks, bodies, bodies.c.task_key == tasks.c.key)
 
 _BY_KEY = _TASK.where(tasks.c.key == bindparam("key"))
@@ -63,11 +64,12 @@ _also = tasks.alias("also")
 
 _content = msgspec.json.Decoder(Content).decode
 _error = msgspec.json.Decoder(TaskError).decode
+_question = msgspec.json.Decoder(Question).decode
 
 
 def _task(row: Sequence[Any]) -> TaskRow:
     key, owner, agent_id, task_id, status, request, fingerprint, policy, *rest = row
-    instance, metadata, created_at, session_id, last_seq, output, error, ended_at = rest
+    instance, metadata, created_at, session_id, last_seq, output, error, ended_at, question = rest
     return TaskRow(
         key=key,
         owner=owner,
@@ -85,12 +87,13 @@ def _task(row: Sequence[Any]) -> TaskRow:
         output=None if output is None else _content(output),
         error=None if error is None else _error(error),
         ended_at=ended_at,
+        question=None if question is None else _question(question),
     )
 
 
 def _size(row: Sequence[Any]) -> int:
     """What clients make large of a task."""
-    return len(row[5]) + sum(byte_count(row[n]) for n in (9, 13, 14))
+    return len(row[5]) + sum(byte_count(row[n]) for n in (9, 13, 14, 16))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -330,7 +333,7 @@ _CHANGE = _ADVANCE.values(status=bindparam("new_status"), ended_at=bindparam("ne
 _CHANGE_BODY = (
     update(bodies)
     .where(bodies.c.task_key == bindparam("of_task"))
-    .values(output=bindparam("new_output"), error=bindparam("new_error"))
+    .values(output=bindparam("new_output"), error=bindparam("new_error"), question=bindparam("new_question"))
 )
 _SEGMENT = insert(segments).values(
     task_key=bindparam("task_key"), first_seq=bindparam("first"), last_seq=bindparam("last"), data=bindparam("data")
@@ -433,7 +436,19 @@ def _change_body(append: Append) -> dict[str, Any]:
         "of_task": append.key,
         "new_output": None if change.output is None else encode(change.output).decode(),
         "new_error": None if change.error is None else encode(change.error).decode(),
+        "new_question": None if change.question is None else encode(change.question).decode(),
     }
+
+
+# --- changing without an append ---------------------------------------------------------------------------------------
+
+_SET_POLICY = (
+    update(tasks).where(tasks.c.key == bindparam("of_task"), tasks.c.ended_at.is_(None)).values(policy=bindparam("new"))
+)
+
+
+def set_policy(connection: Connection, key: int, policy: str) -> None:
+    connection.execute(_SET_POLICY, {"of_task": key, "new": policy})
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from hector_trio.errors import (
     HectorError,
@@ -25,7 +26,7 @@ from hector_trio.errors import (
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
 from hector_trio.stores import Change, Page, Segment, Store
-from hector_trio.task import TaskRow
+from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
     NOW,
@@ -272,6 +273,53 @@ async def test_the_row_changes_with_the_chunks(store: Store) -> None:
         assert (row.status, row.last_seq, row.output, row.error, row.ended_at) == members
 
 
+@pytest.mark.parametrize(
+    "json", [None, "Which?", "", 0, 1.5, True, [1, {"ü": [None, "\n\0"]}], {"a": {}}, 2**63, -1e300]
+)
+async def test_a_question_is_kept_exactly_until_the_row_changes_again(store: Store, json: Any) -> None:
+    key = (await accept(store)).key
+    asked = Question(json, NOW, saved=json)
+    answered = Question(json, NOW, saved=json, answer=Content("application/json", json))
+    steps = [
+        (chunks(key, 1, b"?", change=Change("input_required", question=asked)), asked),
+        (chunks(key, 2), asked),
+        (chunks(key, 2, change=Change("pending", question=answered)), answered),
+        (chunks(key, 2, change=Change("running")), None),
+        (chunks(key, 2, b"?", change=Change("input_required", question=asked)), asked),
+        (chunks(key, 3, b"end", change=completed()), None),
+    ]
+    for append, question in steps:
+        assert await store.append([append]) == frozenset()
+        row = await store.get_task("alice", "a", "t")
+        assert row is not None
+        assert row.question == question
+        assert [row] == (await store.list_tasks("alice")).items == [await store.get_task_by_key(key)]
+
+
+async def test_a_question_is_taken_over_with_its_task(store: Store) -> None:
+    row = await accept(store, instance="dead")
+    asked = Question({"which": ["a", "b"]}, NOW, saved={"step": 3})
+    await store.append([chunks(row.key, 1, b"?", instance="dead", change=Change("input_required", question=asked))])
+    assert [(left.status, left.question) for left in await store.take_over(ME)] == [("input_required", asked)]
+
+
+async def test_the_policy_of_an_unfinished_task_can_be_changed(store: Store) -> None:
+    row, other = await accept(store), await accept(store, "other")
+    for policy in ("continue", "grace:30000", "cancel", "continue"):
+        await store.set_policy(row.key, policy)
+        assert await store.get_task_by_key(row.key) == replace(row, policy=policy)
+    await end(store, row)
+    await store.set_policy(row.key, "cancel")
+    await store.set_policy(10**6, "cancel")
+    found = await store.get_task_by_key(row.key)
+    assert found is not None
+    assert found.policy == "continue"
+    assert await store.get_task_by_key(other.key) == other
+    await store.delete_task("alice", "a", "t")
+    await store.set_policy(row.key, "cancel")
+    assert (await store.list_tasks("alice")).items == [other]
+
+
 async def test_appends_that_contradict_themselves_are_a_bug(store: Store) -> None:
     key = (await accept(store)).key
     for appends in (
@@ -374,6 +422,15 @@ async def paged(ask: Callable[[str], Awaitable[Page[T]]]) -> list[list[T]]:
         pages.append(await ask(pages[-1].next_token))
     assert {page.total for page in pages} == {sum(len(page.items) for page in pages)}
     return [page.items for page in pages]
+
+
+async def test_what_a_task_asked_counts_as_its_size(store: Store) -> None:
+    for n in range(4):
+        row = await accept(store, f"t{n}")
+        question = Question("ü" * 100, NOW, saved="x" * 200, answer=Content("text/plain", "y" * 100))
+        await store.append([chunks(row.key, 1, b"x", change=Change("input_required", question=question))])
+    pages = await paged(lambda token: store.list_tasks("alice", limit_bytes=1300, token=token))
+    assert [[row.task_id for row in items] for items in pages] == [["t3", "t2"], ["t1", "t0"]]
 
 
 async def test_a_page_holds_one_item_then_no_more_than_fit_and_the_next_goes_on_behind_it(store: Store) -> None:
@@ -681,13 +738,14 @@ async def test_what_is_given_and_got_is_never_shared(store: Store) -> None:
     state: dict[str, Any] = {"list": [1]}
     patch: dict[str, Any] = {"more": [1]}
     content: dict[str, Any] = {"list": [1]}
+    saved: dict[str, Any] = {"list": [1]}
     await store.create_session(new_session(state=state, metadata=metadata), limit=9)
     row = await accept(store, session_id="s", metadata=metadata)
     patched = await store.update_session("alice", "s", now=NOW, state=patch)
     output, error = Content("application/json", content), TaskError("c", "m", content)
-    change = Change("failed", output, error, NOW)
+    change = Change("failed", output, error, NOW, Question(content, NOW, saved=saved))
     await store.append([chunks(row.key, 1, b"x", change=change, message=message(content))])
-    for mutable in (metadata, state, content, row.metadata, patched.state):
+    for mutable in (metadata, state, content, saved, row.metadata, patched.state):
         mutable["list"].append(2)
     patch["more"].append(2)
     for _ in range(2):
@@ -698,7 +756,9 @@ async def test_what_is_given_and_got_is_never_shared(store: Store) -> None:
         assert found.output is not None
         assert found.error is not None
         assert session is not None
-        parts = (found.metadata, found.output.content, found.error.details, line.content, session.metadata)
+        assert found.question is not None
+        parts = [found.metadata, found.output.content, found.error.details, line.content, session.metadata]
+        parts += [found.question.question, found.question.saved]
         for part in parts:
             assert part == {"list": [1]}
             part["list"].append(3)
