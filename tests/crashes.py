@@ -362,8 +362,8 @@ async def life(folder: Path) -> AsyncIterator[tuple[trio.Process, Any]]:
 
 
 async def torment(folder: Path, rounds: int, seed: int, *, clients: int = 48) -> dict[str, int]:
-    """Kills a server ``rounds`` times, at moments that ``seed`` draws: while it starts, migrates, recovers, under load and
-    while it shuts down. Looks after each death and in the end at what is left; returns how much there was to look at.
+    """Kills a server ``rounds`` times, at moments that ``seed`` draws: while it starts, migrates, recovers, works and
+    shuts down. Looks after each death and in the end at what is left; returns how much there was to look at.
 
     Raises: AssertionError for whatever is not so any more.
     """
