@@ -1,4 +1,4 @@
-"""The Store protocol: where tasks, logs and sessions live. Every method is one whole transaction."""
+"""The Store protocol: where tasks, logs and sessions live. Every method but ``sweep`` is one whole transaction."""
 
 from __future__ import annotations
 
@@ -169,7 +169,8 @@ class Store(Protocol):
         """Newest first. Raises InvalidRequest for a token that is not one of ours."""
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
-        """Removes an ended task and its log. Raises TaskNotFound, TaskRunning."""
+        """Removes an ended task and its log: for everybody at once, from the disk by and by. Raises TaskNotFound,
+        TaskRunning."""
 
     async def set_policy(self, key: int, policy: str) -> None:
         """Changes what happens to an unfinished task when its viewers leave. Of a task that has ended, or is gone: does
@@ -214,7 +215,8 @@ class Store(Protocol):
         SessionNotFound, PreconditionFailed, InvalidRequest, PayloadTooLarge."""
 
     async def delete_session(self, owner: str, session_id: str) -> None:
-        """Removes it with its tasks, logs and messages. Raises SessionNotFound."""
+        """Removes it with its tasks, logs and messages: for everybody at once, from the disk by and by. Raises
+        SessionNotFound."""
 
     async def list_messages(
         self,
@@ -241,7 +243,10 @@ class Store(Protocol):
         """Removes up to ``limit`` of: ended tasks without a session that ended before the given time, expired sessions
         none of whose tasks is unfinished, expired idempotency keys; and of the logs of tasks that ended before
         ``logs_ended_before`` (``None``: none), whether in a session or not, everything but the segment with the final
-        chunk. Returns how many rows went (0: nothing left)."""
+        chunk. Returns how many tasks, sessions, keys and logs that was (less than ``limit``: nothing is left).
+
+        However long a log is, nobody waits for it: its segments, those of deleted tasks too, go in many short
+        transactions. A cancel leaves what remains to the next sweep."""
 
     async def check(self) -> None:
         """A write that changes nothing; raises StoreUnavailable when writes are refused."""

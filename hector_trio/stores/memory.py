@@ -97,6 +97,10 @@ class MemoryStore:
         self._next_task = 1
         self._next_session = 1
         self._tasks: dict[int, _Task] = {}
+        self._unpruned: dict[int, _Task] = {}
+        """Those that have ended and whose log is whole."""
+        self._lists: dict[tuple[str, str | None], dict[int, None]] = {}
+        """The tasks of an owner, and of an owner and an agent, oldest first."""
         self._names: dict[tuple[str, str, str], int] = {}
         self._numbers: dict[tuple[str, str, str], list[int]] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
@@ -150,6 +154,8 @@ class MemoryStore:
         )
         self._next_task += 1
         self._tasks[row.key] = _Task(row, session)
+        for of in ((row.owner, None), (row.owner, row.agent_id)):
+            self._lists.setdefault(of, {})[row.key] = None
         self._size += len(row.request)
         self._name(row)
         self._remember(new, row.key)
@@ -187,8 +193,10 @@ class MemoryStore:
                     ended_at=change.ended_at,
                     question=change.question,
                 )
-                if task.session is not None and change.ended_at is not None:
-                    task.session.touch(change.ended_at)
+                if change.ended_at is not None:
+                    self._unpruned[append.key] = task
+                    if task.session is not None:
+                        task.session.touch(change.ended_at)
             if append.message is not None and task.session is not None:
                 task.session.messages.append((append.key, append.message))
                 task.session.touch(append.message.created_at)
@@ -234,7 +242,7 @@ class MemoryStore:
         position = page_position(token, question)
         await trio.lowlevel.checkpoint_if_cancelled()
         at = time_of(now)
-        among: Iterable[int] = self._tasks
+        among: Iterable[int] = self._lists.get((owner, agent_id), ())
         if session_id is not None:
             of = self._sessions.get((owner, session_id))
             among = of.tasks if of is not None else ()
@@ -382,7 +390,9 @@ class MemoryStore:
         return [self._message_out(*line) for line in reversed(lines)]
 
     # --- housekeeping -------------------------------------------------------------------------------------------------
-    async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:
+    async def sweep(
+        self, *, now: int, tasks_ended_before: int, limit: int, logs_ended_before: int | None = None
+    ) -> int:
         await self._begin()
         keys = [name for name, (used, _) in self._idempotency.items() if used.expires_at <= now][:limit]
         for name in keys:
@@ -406,13 +416,28 @@ class MemoryStore:
                 break
             self._remove_session(session)
             gone += 1
-        return gone
+        return gone + self._prune(logs_ended_before, limit - gone)
 
     async def check(self) -> None:
         await self._begin()
 
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(self._size, self._operations, 0.0, self._operations)
+
+    def _prune(self, ended_before: int | None, limit: int) -> int:
+        if ended_before is None:
+            return 0
+        old = [
+            task
+            for task in self._unpruned.values()
+            if task.row.ended_at is not None and task.row.ended_at < ended_before
+        ]
+        old.sort(key=lambda task: task.row.ended_at or 0)
+        for task in old[:limit]:
+            self._size -= sum(len(segment.data) for segment in task.log[:-1])
+            del task.log[:-1]
+            del self._unpruned[task.row.key]
+        return len(old[:limit])
 
     # --- inside: nothing below waits ----------------------------------------------------------------------------------
     def _named(self, owner: str, agent_id: str, task_id: str) -> _Task | None:
@@ -465,6 +490,11 @@ class MemoryStore:
     def _remove_task(self, task: _Task) -> None:
         row = task.row
         del self._tasks[row.key]
+        self._unpruned.pop(row.key, None)
+        for of in ((row.owner, None), (row.owner, row.agent_id)):
+            del self._lists[of][row.key]
+            if not self._lists[of]:
+                del self._lists[of]
         self._unname(row)
         self._size -= len(row.request) + sum(len(segment.data) for segment in task.log)
         if task.session is not None:

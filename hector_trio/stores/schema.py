@@ -10,6 +10,9 @@ HEAD = "0002"
 NEVER = 2**63 - 1
 """Stands for "does not expire" and "from the newest on", so that every question has the same shape for an index."""
 
+REMOVED = ""
+"""Stands for the owner of what nobody sees any more, and what sweeping removes."""
+
 tables = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",

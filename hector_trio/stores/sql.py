@@ -27,6 +27,7 @@ from hector_trio.stores import (
     Page,
     Segment,
     StoreStatistics,
+    sql_removal,
     sql_sessions,
     sql_tasks,
     sqlite,
@@ -297,8 +298,15 @@ class SqlStore:
         return await self._read(lambda c: sql_sessions.history(c, owner, session_id, limit, limit_bytes))
 
     # --- housekeeping -------------------------------------------------------------------------------------------------
-    async def sweep(self, *, now: int, tasks_ended_before: int, limit: int) -> int:
-        return await self._writer.run(lambda c: sql_tasks.sweep(c, now, tasks_ended_before, limit))
+    async def sweep(
+        self, *, now: int, tasks_ended_before: int, limit: int, logs_ended_before: int | None = None
+    ) -> int:
+        gone, more = 0, True
+        while more and gone < limit:
+            some = sql_removal.Sweep(now, tasks_ended_before, logs_ended_before, limit - gone)
+            went, more = await self._writer.run(some.run)
+            gone += went
+        return gone
 
     async def check(self) -> None:
         # a counter, since a row that stays the same is not written

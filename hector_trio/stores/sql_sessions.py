@@ -8,8 +8,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
     Connection,
     Row,
     Select,
@@ -18,7 +16,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -28,7 +25,8 @@ from hector_trio.models import encode
 from hector_trio.session import MessageRow, SessionRow
 from hector_trio.stores import Page
 from hector_trio.stores.rules import Quota, fitting, page_position, page_token, patched, text_of
-from hector_trio.stores.schema import NEVER, labels, messages, sessions, tasks
+from hector_trio.stores.schema import NEVER, REMOVED, labels, messages, sessions, tasks
+from hector_trio.stores.sql_removal import alive, remove_session
 
 _json = msgspec.json.decode
 
@@ -53,16 +51,6 @@ _SESSION: Select[*tuple[Any, ...]] = select(
     sessions.c.expires_at,
 )
 _BY_NAME = _SESSION.where(sessions.c.owner == bindparam("owner"), sessions.c.session_id == bindparam("session_id"))
-
-
-_AT_WORK = select(tasks.c.key).where(tasks.c.session_key == sessions.c.key, tasks.c.ended_at.is_(None)).exists()
-
-
-def alive(now: int | BindParameter[int]) -> ColumnElement[bool]:
-    """Of a row of sessions: it has not expired, or a task of it has not ended."""
-    return or_(sessions.c.expires_at > now, _AT_WORK)
-
-
 _LIVE = _BY_NAME.where(alive(bindparam("now")))
 _HELD = select(func.count()).select_from(
     select(sessions.c.key)
@@ -71,9 +59,6 @@ _HELD = select(func.count()).select_from(
     .subquery()
 )
 _INSERT = insert(sessions)
-_DELETE = delete(sessions).where(
-    sessions.c.owner == bindparam("of_owner"), sessions.c.session_id == bindparam("of_session")
-)
 
 
 def _session(row: Sequence[Any]) -> SessionRow:
@@ -113,7 +98,7 @@ def create(connection: Connection, row: SessionRow, limit: int, quota: Quota) ->
 
     if not quota.admits(row.owner, limit, held):
         raise RateLimited(f"No more than {limit} sessions")
-    connection.execute(_DELETE, {"of_owner": row.owner, "of_session": row.session_id})  # one that has expired
+    _remove(connection, row.owner, row.session_id)  # one that has expired
     values = {
         "owner": row.owner,
         "session_id": row.session_id,
@@ -150,8 +135,16 @@ def change(
 
 
 def remove(connection: Connection, owner: str, session_id: str) -> None:
-    if connection.execute(_DELETE, {"of_owner": owner, "of_session": session_id}).rowcount == 0:
+    if not _remove(connection, owner, session_id):
         raise SessionNotFound(f"No session {session_id}")
+
+
+def _remove(connection: Connection, owner: str, session_id: str) -> bool:
+    found = connection.execute(_BY_NAME, {"owner": owner, "session_id": session_id}).one_or_none()
+    if found is None:
+        return False
+    remove_session(connection, found.key)
+    return True
 
 
 # --- lists of sessions ------------------------------------------------------------------------------------------------
@@ -238,7 +231,7 @@ _MESSAGES = select(
     messages.c.created_at,
     messages.c.partial_status,
     messages.c.n,
-).join_from(messages, tasks, tasks.c.key == messages.c.task_key, isouter=True)
+).join_from(messages, tasks, (tasks.c.key == messages.c.task_key) & (tasks.c.owner != REMOVED), isouter=True)
 
 
 def touch(connection: Connection, *activities: tuple[int, int]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Executable, Select, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Dialect, Executable, bindparam, delete, func, insert, or_, select, update
 
 from hector_trio.errors import (
     IdempotencyMismatch,
@@ -20,7 +20,8 @@ from hector_trio.models import Content, TaskError, encode
 from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment
 from hector_trio.stores.rules import fitting, next_name, page_position, page_token, split_name
 from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
-from hector_trio.stores.sql_sessions import add_message, alive, byte_count, live_session, touch
+from hector_trio.stores.sql_removal import HELD, Slice, alive, remove_task
+from hector_trio.stores.sql_sessions import add_message, byte_count, live_session, touch
 from hector_trio.stores.writer import Again
 from hector_trio.task import Question, TaskRow
 
@@ -46,7 +47,7 @@ _TASK = select(
     bodies.c.question,
 ).join_from(tasks, bodies, bodies.c.task_key == tasks.c.key)
 
-_BY_KEY = _TASK.where(tasks.c.key == bindparam("key"))
+_BY_KEY = _TASK.where(tasks.c.key == bindparam("key"), HELD)
 _BY_NAME = _TASK.where(
     tasks.c.owner == bindparam("owner"),
     tasks.c.agent_id == bindparam("agent_id"),
@@ -59,6 +60,7 @@ _VISIBLE = or_(
 )
 """A task of a session that has expired does not exist."""
 _VISIBLE_BY_NAME = _BY_NAME.where(_VISIBLE)
+_HELD_BY_NAME = _BY_NAME.where(HELD)
 
 _also = tasks.alias("also")
 
@@ -170,6 +172,7 @@ _LOG = (
             0,
         ),
         segments.c.last_seq > bindparam("after"),
+        select(tasks.c.key).where(tasks.c.key == bindparam("key"), HELD).exists(),
     )
     .order_by(segments.c.first_seq)
     .execution_options(stream_results=True)
@@ -453,16 +456,15 @@ def set_policy(connection: Connection, key: int, policy: str) -> None:
 
 # --- the end ----------------------------------------------------------------------------------------------------------
 
-_REMOVE = delete(tasks).where(tasks.c.key == bindparam("gone"))
-
 
 def remove(connection: Connection, owner: str, agent_id: str, task_id: str) -> None:
-    row = by_name(connection, owner, agent_id, task_id)
+    name = {"owner": owner, "agent_id": agent_id, "task_id": task_id}
+    row = connection.execute(_HELD_BY_NAME, name).one_or_none()
     if row is None:
         raise TaskNotFound(f"No task {task_id}", task_id=task_id)
-    if not row.ended:
+    if row.ended_at is None:
         raise TaskRunning(f"Task {task_id} has not ended", task_id=task_id)
-    connection.execute(_REMOVE, {"gone": row.key})
+    remove_task(connection, row.key, Slice())
 
 
 def take_over(connection: Connection, instance: str) -> list[TaskRow]:
@@ -471,39 +473,3 @@ def take_over(connection: Connection, instance: str) -> list[TaskRow]:
     if keys:
         connection.execute(update(tasks).where(*orphaned).values(instance=instance))
     return [_task(connection.execute(_BY_KEY, {"key": key}).one()) for key in keys]
-
-
-def sweep(connection: Connection, now: int, tasks_ended_before: int, limit: int) -> int:
-    gone = _sweep_idempotency(connection, now, limit)
-    gone += _remove_all(
-        connection,
-        select(tasks.c.key)
-        .where(tasks.c.session_key.is_(None), tasks.c.ended_at < tasks_ended_before)
-        .order_by(tasks.c.ended_at)
-        .limit(limit - gone),
-    )
-    expired = select(sessions.c.key).where(sessions.c.expires_at <= now, ~alive(now))
-    expired = expired.order_by(sessions.c.expires_at, sessions.c.key).limit(limit - gone)
-    for key in connection.execute(expired).scalars().all():
-        # task by task, however many a session has: nobody sees how an expired session becomes less
-        gone += _remove_all(connection, select(tasks.c.key).where(tasks.c.session_key == key).limit(limit - gone))
-        if gone >= limit:
-            break
-        connection.execute(delete(sessions).where(sessions.c.key == key))
-        gone += 1
-    return gone
-
-
-def _sweep_idempotency(connection: Connection, now: int, limit: int) -> int:
-    name = select(idempotency.c.owner, idempotency.c.route, idempotency.c.key)
-    rows = connection.execute(name.where(idempotency.c.expires_at <= now).limit(limit)).all()
-    for owner, route, key in rows:
-        connection.execute(_FORGET_KEY, {"of_owner": owner, "of_route": route, "of_key": key})
-    return len(rows)
-
-
-def _remove_all(connection: Connection, which: Select[int]) -> int:
-    keys = connection.execute(which).scalars().all()
-    if keys:
-        connection.execute(_REMOVE, [{"gone": key} for key in keys])
-    return len(keys)

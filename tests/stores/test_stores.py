@@ -719,6 +719,62 @@ async def test_sweeping_removes_what_is_over_in_bounded_steps_and_nothing_else(s
     assert await store.find_idempotent("alice", idempotency(), now=NOW) is None
 
 
+async def long(store: Store, task_id: str, at: int = NOW, segments: int = 5, **members: Any) -> TaskRow:
+    """A task with so many segments, each of two chunks, the last of the final one alone, that ended at ``at``."""
+    row = await accept(store, task_id, **members)
+    for n in range(1, segments):
+        await store.append([chunks(row.key, 2 * n - 1, b"%d" % (2 * n - 1), b"%d" % (2 * n))])
+    last = 2 * segments - 1
+    change = Change("completed", Content("text/plain", "all"), ended_at=at)
+    assert await store.append([chunks(row.key, last, b"%d" % last, change=change)]) == frozenset()
+    found = await store.get_task_by_key(row.key)
+    assert found is not None
+    return found
+
+
+async def test_of_the_logs_of_tasks_that_ended_long_ago_only_the_end_is_kept(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    old = [await long(store, "old"), await long(store, "of-session", session_id="s"), await ended(store, "short")]
+    fresh = await long(store, "fresh", at=NOW + 10)
+    running = await accept(store, "running")
+    for n in range(1, 4):
+        await store.append([chunks(running.key, n, b"x")])
+    rows = [await store.get_task_by_key(row.key) for row in (*old, fresh, running)]
+    question = {"now": NOW + 5000, "tasks_ended_before": NOW, "limit": 2}
+    assert await store.sweep(**question) == 0
+    assert len(await store.read_log(old[0].key, 0, 99)) == 5
+    steps = [await store.sweep(**question, logs_ended_before=NOW + 10) for _ in range(3)]
+    assert steps == [2, 1, 0]
+    for row in old[:2]:
+        assert await store.read_log(row.key, 0, 99) == [Segment(9, 9, b"9")]
+        assert await store.read_log(row.key, 5, 99) == [Segment(9, 9, b"9")]
+        assert await store.read_log(row.key, 9, 99) == []
+    assert await store.read_log(old[2].key, 0, 99) == [Segment(1, 1, b"end")]
+    assert len(await store.read_log(fresh.key, 0, 99)) == 5
+    assert len(await store.read_log(running.key, 0, 99)) == 3
+    assert [await store.get_task_by_key(row.key) for row in (*old, fresh, running)] == rows
+    await store.delete_task("alice", "a", "old")
+    assert await store.read_log(old[0].key, 0, 99) == []
+    assert await store.sweep(now=NOW + 5000, tasks_ended_before=NOW + 20, limit=9, logs_ended_before=NOW + 20) == 2
+
+
+async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store) -> None:
+    async def ended_and_gone(task_id: str) -> None:
+        row = await accept(store, task_id)
+        for n in range(5):
+            await store.append([chunks(row.key, n + 1, b"x" * 200_000)])
+        await store.append([chunks(row.key, 6, b"end", change=completed())])
+        await store.sweep(now=NOW, tasks_ended_before=NOW, limit=9, logs_ended_before=NOW + 1)
+        await store.delete_task("alice", "a", task_id)
+        await store.sweep(now=NOW, tasks_ended_before=NOW, limit=9)
+
+    sizes = []
+    for n in range(12):
+        await ended_and_gone(f"t{n}")
+        sizes.append(store.statistics().size_bytes)
+    assert max(sizes[6:]) <= 1.5 * max(sizes[:6])
+
+
 async def test_a_store_that_works_says_so(store: Store) -> None:
     before = store.statistics()
     await store.check()
