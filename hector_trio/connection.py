@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from importlib.metadata import version
 from math import inf
 from time import time
@@ -45,7 +46,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIFramework, ConnectionState, LifespanState
-from hypercorn.utils import parse_socket_addr
+from hypercorn.utils import parse_socket_addr, repr_socket_addr
 from wsproto.connection import Connection as WebSocketParser
 from wsproto.connection import ConnectionState as ParserState
 from wsproto.connection import ConnectionType
@@ -220,7 +221,7 @@ class _Server:
         _counts["accepted"] += 1
         if not self._sweeping:
             self._sweeping = True
-            nursery.start_soon(self._sweep)
+            nursery.start_soon(self._sweep, name="sweeper connections")
 
     async def _sweep(self) -> None:
         """Expire what is due. Ends with the last connection, so that it never holds a server up."""
@@ -342,11 +343,12 @@ class Connection(TCPServer):
     async def _serve(self) -> None:
         self.deadline = trio.current_time() + self.limits.header_timeout
         tune_listener(self.socket)
-        if self.tls and not await self._shake_hands():
-            return
         family = self.socket.family
         client = parse_socket_addr(family, self.socket.getpeername())
         server = parse_socket_addr(family, self.socket.getsockname())
+        trio.lowlevel.current_task().name = f"connection {repr_socket_addr(family, self.socket.getpeername())}"
+        if self.tls and not await self._shake_hands():
+            return
         self._context = contextvars.copy_context()
         async with trio.open_nursery() as self._nursery:
             self.protocol = _Http1(self, client, server)
@@ -400,9 +402,9 @@ class Connection(TCPServer):
         finally:
             self.server.refusing -= 1
 
-    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> None:
         """Start a task of this connection, with the connection's context variables rather than its starter's."""
-        self._context.run(self._nursery.start_soon, function, *args)
+        self._context.run(partial(self._nursery.start_soon, function, name=name))
 
     # ---- time
 
@@ -546,7 +548,7 @@ class Connection(TCPServer):
             self._work.unpark_all()
         else:
             self._flushing = True
-            self.spawn(self._flush)
+            self.spawn(self._flush, "flusher")
 
     async def _flush(self) -> None:
         """Empty the queue whenever it fills, for as long as the peer takes something every `send_timeout`."""
@@ -607,7 +609,8 @@ class _Application:
 
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
         """Called by the base class when the scope is complete: start the application."""
-        self.owner.spawn(self._run)
+        kind = "websocket" if scope["type"] == "websocket" else f"request {scope['method']}"
+        self.owner.spawn(self._run, f"{kind} {scope['path']}")
         return self._put
 
     def spawn(self, func: Callable[..., Any], *args: Any) -> None:

@@ -134,8 +134,8 @@ class HectorHTTPConnection(TrioASGIHTTPConnection):
         request = self._create_request_from_scope(answer)
         async with trio.open_nursery() as nursery:
             cast(dict[str, Any], self.scope)[NURSERY] = nursery
-            nursery.start_soon(self._take_body, nursery, cast(HectorRequestBody, request.body), receive)
-            nursery.start_soon(self.handle_request, nursery, request, answer)
+            nursery.start_soon(self._take_body, nursery, cast(HectorRequestBody, request.body), receive, name="reader")
+            nursery.start_soon(self.handle_request, nursery, request, answer, name="handler")
 
     async def _take_body(self, nursery: trio.Nursery, body: HectorRequestBody, receive: Receive) -> None:
         while True:
@@ -166,8 +166,8 @@ class HectorWebsocketConnection(TrioASGIWebsocketConnection):
         websocket = cast(HectorWebsocket, self._create_websocket_from_scope(send))
         async with trio.open_nursery() as nursery:
             cast(dict[str, Any], self.scope)[NURSERY] = nursery
-            nursery.start_soon(self._take_messages, nursery, websocket, receive)
-            nursery.start_soon(self.handle_websocket, nursery, websocket, send)
+            nursery.start_soon(self._take_messages, nursery, websocket, receive, name="reader")
+            nursery.start_soon(self.handle_websocket, nursery, websocket, send, name="handler")
 
     async def _take_messages(self, nursery: trio.Nursery, websocket: HectorWebsocket, receive: Receive) -> None:
         """Take every message at once, so that the end of the connection never waits behind unread ones."""
