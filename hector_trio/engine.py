@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
@@ -19,10 +21,9 @@ from hector_trio.config import Settings
 from hector_trio.errors import (
     AgentNotFound,
     Draining,
-    FieldError,
     Gone,
     HectorError,
-    InvalidRequest,
+    NotWaiting,
     RateLimited,
     RunError,
     SessionBusy,
@@ -30,13 +31,14 @@ from hector_trio.errors import (
     StoreUnavailable,
 )
 from hector_trio.log import READ_BYTES, Follower, LogWriter, TaskLog, Wakeup, now_ms
-from hector_trio.models import GraceMs, TaskRequest
+from hector_trio.models import Content, TaskRequest, encode
 from hector_trio.runs import (
     CLIENT_LEFT,
     INTERRUPTED,
     SESSION_DELETED,
     STORE_REFUSED,
     SUPERSEDED,
+    Parked,
     Run,
     failure,
     last_change,
@@ -46,6 +48,7 @@ from hector_trio.stores import Accepted, Append, Change, Idempotency, NewTask, S
 from hector_trio.task import (
     Fold,
     Outcome,
+    Question,
     TaskRow,
     decode_chunk,
     encode_chunk,
@@ -59,6 +62,9 @@ from hector_trio.turns import Turn, Turns
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
+
+FIRST_VIEWER: Final = 1.0
+"""Seconds within which the first viewer of a task comes, however short its grace."""
 
 REPAIR_INTERVAL: Final = 1.0
 """Seconds between tries to append the final chunks that the store refused."""
@@ -118,6 +124,11 @@ class Engine:
         self._writer = writer
         self._observer = observer
         self._runs: dict[int, Run] = {}
+        self._parked: dict[int, Parked] = {}
+        self._logs: dict[int, TaskLog] = {}
+        """Of tasks that run, and of those that wait for input and are read."""
+        self._timers: list[tuple[float, int]] = []
+        self._timers_moved = Wakeup()
         self._named: dict[tuple[str, str, str], Run] = {}
         self._changed = trio.lowlevel.ParkingLot()
         self._turns = Turns()
@@ -140,14 +151,18 @@ class Engine:
     def queued(self) -> int:
         return self._waiting
 
+    @property
+    def waiting_for_input(self) -> int:
+        return len(self._parked)
+
     # --- submit
 
     async def submit(self, order: Order, nursery: trio.Nursery | None = None) -> Accepted:
         """Accepts a task and starts its run; returns once the acceptance is committed.
 
         A run with the policy ``cancel`` starts in ``nursery`` (the connection's) when one is given, every other in the
-        engine's. There is no await between the commit and the start, so an accepted task always has a run. Cancelled
-        before the commit: nothing has happened.
+        engine's; whoever gives one says ``left`` when it ends. There is no await between the commit and the start, so
+        an accepted task always has a run. Cancelled before the commit: nothing has happened.
 
         Raises: AgentNotFound, SessionNotFound, SessionMismatch, SessionBusy, TaskExists, IdempotencyMismatch,
         RateLimited, Draining, StoreUnavailable.
@@ -158,15 +173,12 @@ class Engine:
             raise AgentNotFound(f"There is no agent {order.agent_id!r}")
         if self.draining:
             raise Draining("The server is shutting down; it takes no new work", retry_after=5)
-        if isinstance(request.on_disconnect, GraceMs):
-            wrong = 'graceMs is not served by this version; use "cancel" or "continue"'
-            raise InvalidRequest(f"onDisconnect: {wrong}", errors=(FieldError("/onDisconnect", wrong),))
         if order.idempotency is not None:
             replayed = await self.store.find_idempotent(order.owner, order.idempotency, now=now_ms())
             if replayed is not None:
                 return replayed
         session_id = session_of(request)
-        policy = policy_of(request.on_disconnect, order.default_policy)
+        policy = self._policy(order, agent)
         new = NewTask(
             owner=order.owner,
             agent_id=order.agent_id,
@@ -193,6 +205,16 @@ class Engine:
                 self._interrupt(turn)
             self._start(accepted.task, request, agent, turn, nursery if policy == "cancel" else None)
         return accepted
+
+    def _policy(self, order: Order, agent: Agent) -> str:
+        """What happens when the task's viewers leave: as it asks, within what the agent and the server allow."""
+        tasks = self._settings.tasks
+        grace = tasks.grace if agent.info.grace is None else agent.info.grace
+        most = tasks.max_grace if agent.info.max_grace is None else agent.info.max_grace
+        default: str = order.default_policy
+        if default == "cancel" and grace > 0:
+            default = f"grace:{int(min(grace, most) * 1000)}"
+        return policy_of(order.request.on_disconnect, default, int(most * 1000))
 
     def _enter(self, order: Order, new: NewTask, session_id: str | None) -> Turn | None:
         """Checks the limits and takes a place in the session's queue, in order of arrival."""
@@ -224,29 +246,153 @@ class Engine:
 
     def _start(
         self, row: TaskRow, request: TaskRequest, agent: Agent, turn: Turn | None, nursery: trio.Nursery | None
-    ) -> None:
-        limits = self._settings.limits
-        tail = TaskLog(
+    ) -> Run:
+        timeout = self._settings.tasks.timeout if request.timeout_ms is None else request.timeout_ms / 1000
+        run = Run(
             row,
-            self._writer,
-            max_uncommitted=limits.max_uncommitted,
-            max_chunk=limits.chunk_bytes,
-            max_log=limits.log_bytes,
-            tail_bytes=limits.tail_bytes,
+            self._log_of(row),
+            turn,
+            request=request,
+            agent=agent,
+            nursery=nursery,
+            timeout=min(timeout, self._settings.tasks.max_timeout),
         )
-        run = Run(row, request, agent, tail, turn, connected=nursery is not None)
         if turn is not None:
             turn.holder = run
             if turn.interrupted:
                 run.stop(SUPERSEDED)
-        timeout = self._settings.tasks.timeout if request.timeout_ms is None else request.timeout_ms / 1000
-        run.scope.deadline = trio.current_time() + min(timeout, self._settings.tasks.max_timeout)
-        tail.on_refused = lambda error: run.scope.cancel()
-        self._runs[row.key] = self._named[row.owner, row.agent_id, row.task_id] = run
-        self._waiting += 1
         if row.session_id is not None and (row.owner, row.session_id) in self._closing:
             run.stop(SESSION_DELETED)
-        (nursery or self._nursery).start_soon(self._run, run, name=f"run {row.agent_id}/{row.task_id}")
+        self._launch(run)
+        return run
+
+    def _launch(self, run: Run) -> None:
+        row = run.row
+        run.log.on_refused = lambda error: run.scope.cancel()
+        self._runs[row.key] = self._named[row.owner, row.agent_id, row.task_id] = run
+        self._parked.pop(row.key, None)
+        self._waiting += 1
+        self._changed.unpark_all()
+        (run.nursery or self._nursery).start_soon(self._run, run, name=f"run {row.agent_id}/{row.task_id}")
+
+    def _log_of(self, row: TaskRow) -> TaskLog:
+        """The one log of a task that has not ended."""
+        log = self._logs.get(row.key)
+        if log is None:
+            limits = self._settings.limits
+            log = self._logs[row.key] = TaskLog(
+                row,
+                self._writer,
+                max_uncommitted=limits.max_uncommitted,
+                max_chunk=limits.chunk_bytes,
+                max_log=limits.log_bytes,
+                tail_bytes=limits.tail_bytes,
+            )
+            log.on_readers = lambda: self._readers_changed(log)
+        return log
+
+    def _readers_changed(self, log: TaskLog) -> None:
+        run = self._runs.get(log.key)
+        if run is not None:
+            run.watch(log.viewers)
+        elif (parked := self._parked.get(log.key)) is not None:
+            parked.watch(log.viewers)
+            self._set_timer(parked)
+            if not log.readers:
+                del self._logs[log.key]
+
+    # --- input
+
+    async def answer(self, row: TaskRow, content: Content, nursery: trio.Nursery | None = None) -> TaskRow:
+        """Accepts the answer of a task that waits for input and starts its next run; returns the row once the answer is
+        committed.
+
+        The run starts in the nursery of the connection that started the task, if it was to end with that; if that has
+        gone meanwhile, in ``nursery``. Cancelled before the commit: nothing has happened.
+        Raises: NotWaiting, AgentNotFound, RateLimited, Draining, StoreUnavailable.
+        """
+        agent = self.agents.get(row.agent_id)
+        if agent is None:
+            raise AgentNotFound(f"There is no agent {row.agent_id!r}")
+        if self.draining:
+            raise Draining("The server is shutting down; it takes no new work", retry_after=5)
+        parked = self._parked.get(row.key)
+        if parked is None or parked.answering or parked.stopped is not None:
+            raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
+        limits = self._settings.limits
+        if self._waiting >= limits.queued:
+            raise RateLimited(f"{limits.queued} tasks wait already; no more are accepted now", retry_after=1)
+        turn = None
+        if row.session_id is not None:
+            session = (row.owner, row.session_id)
+            if self._turns.length(session) > limits.queued_per_session:
+                raise RateLimited(f"{limits.queued_per_session} tasks wait in this session already", retry_after=1)
+            turn = self._turns.enter(session)
+        parked.answering = True
+        accepted = None
+        try:
+            accepted = await self._accept_answer(row, content)
+        finally:
+            parked.answering = False
+            if accepted is None:
+                if turn is not None:
+                    turn.leave()
+                    self._changed.unpark_all()
+                if parked.stopped is not None:
+                    self._end_parked(parked, parked.stopped)
+        if row.key in self._logs:
+            self._logs[row.key].status = accepted.status
+        home = parked.nursery or nursery if accepted.policy == "cancel" else None
+        run = self._start(accepted, _requests.decode(accepted.request), agent, turn, home)
+        if parked.stopped is not None:
+            run.stop(parked.stopped)
+        return accepted
+
+    async def _accept_answer(self, row: TaskRow, content: Content) -> TaskRow:
+        row = await self.store.get_task_by_key(row.key) or row
+        if row.status != "input_required" or row.question is None:
+            raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
+        question = msgspec.structs.replace(row.question, answer=content)
+        change = Change("pending", question=question)
+        append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change)
+        if await self.store.append([append]):
+            raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
+        return msgspec.structs.replace(row, status="pending", question=question)
+
+    def _park(self, row: TaskRow, nursery: trio.Nursery | None, asked_at: int) -> None:
+        """Keeps what is to be known of a task that waits for input."""
+        wait = self._settings.tasks.input_timeout - (now_ms() - asked_at) / 1000
+        parked = self._parked[row.key] = Parked(row, nursery, trio.current_time() + max(0.0, wait))
+        log = self._logs.get(row.key)
+        parked.watch(0 if log is None else log.viewers)
+        if log is not None and not log.readers:
+            del self._logs[row.key]
+        self._set_timer(parked)
+
+    def _set_timer(self, parked: Parked) -> None:
+        heapq.heappush(self._timers, (parked.deadline, parked.row.key))
+        if self._timers[0][1] == parked.row.key:
+            self._timers_moved.wake()
+
+    async def _watch_parked(self) -> None:
+        """Ends the tasks for whose input nobody waits any longer."""
+        while True:
+            with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
+                await self._timers_moved.wait()
+            while self._timers and self._timers[0][0] <= trio.current_time():
+                _, key = heapq.heappop(self._timers)
+                parked = self._parked.get(key)  # its time may have been moved since
+                if parked is not None and parked.deadline <= trio.current_time():
+                    self._end_parked(parked, parked.cut())
+
+    def _end_parked(self, parked: Parked, outcome: Outcome) -> None:
+        """A run that only ends."""
+        if parked.answering:
+            parked.stopped = parked.stopped or outcome
+            return
+        run = Run(parked.row, self._log_of(parked.row))
+        run.stop(outcome)
+        self._launch(run)
 
     # --- a run
 
@@ -255,15 +401,20 @@ class Engine:
         row = run.row
         began = trio.current_time()
         outcome: Outcome | None = None
+        asked = False
         with structlog.contextvars.bound_contextvars(
             agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id
         ):
+            run.watch(run.log.viewers, at_least=FIRST_VIEWER)
             try:
                 try:
                     with run.scope:
                         outcome = await self._execute(run)
-                    if run.scope.cancelled_caught:
-                        outcome = run.stopped or self._cut(run)
+                    if run.asked is not None and run.stopped is None and run.log.failure is None:
+                        outcome = None
+                        asked = True
+                    elif run.scope.cancelled_caught:
+                        outcome = run.stopped or run.cut()
                 except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
                     outcome = run.stopped or failure(error)
                 except BaseExceptionGroup as group:
@@ -276,13 +427,15 @@ class Engine:
             finally:
                 if not run.begun:
                     self._waiting -= 1
-                    if outcome is None and run.stopped is None and not run.connected and row.policy != "cancel":
+                    if outcome is None and run.stopped is None and run.nursery is None and row.policy != "cancel":
                         run.parked = True  # accepted, not begun: the next start takes it up
                     run.begun = True
                 if run.stopped is not None and self._observer is not None:
                     self._observer.cancelled(trio.current_time() - run.stopped_at)
-                left = CLIENT_LEFT if run.connected else INTERRUPTED  # what a nursery that ends around us means
-                await self._end(run, outcome or run.stopped or left, trio.current_time() - began)
+                if not asked:
+                    left = CLIENT_LEFT if run.nursery is not None else INTERRUPTED  # what a nursery that ends means
+                    outcome = outcome or run.stopped or left
+                await self._end(run, outcome, trio.current_time() - began)
 
     async def _execute(self, run: Run) -> Outcome:
         if run.turn is not None:
@@ -291,13 +444,19 @@ class Engine:
             self._waiting -= 1
             run.begun = True
             ctx = await self._begin(run)
+            assert run.agent is not None
             await run.agent.run(ctx)
         return Outcome("completed")
 
     async def _begin(self, run: Run) -> RunContext:
-        row = run.row
+        row, request = run.row, run.request
+        assert request is not None
+        question = row.question
+        said = request.input if question is None or question.answer is None else question.answer
         history, state = [], {}
         message = None
+        if not run.log.folded:
+            run.log.restore(await self._refold(row.key))
         if row.session_id is not None:
             now = now_ms()
             session = await self.store.get_session(row.owner, row.session_id, now=now)
@@ -309,48 +468,79 @@ class Engine:
                 row.owner, row.session_id, limit=limits.history_messages, limit_bytes=limits.history_bytes
             )
             history = [wire_message(line) for line in rows]
-            message = MessageRow(
-                role="user",
-                type=run.request.input.type,
-                content=run.request.input.content,
-                agent_id=row.agent_id,
-                task_id=row.task_id,
-                created_at=now,
-            )
+            message = _message(row, "user", said, now)
         run.log.change(Change("running"), message)
         return RunContext(
             row,
-            run.request,
+            request,
             run.log,
             self.store,
             history=history,
             state=state,
-            deadline=run.scope.deadline,
+            deadline=run.deadline,
             session_bytes=self._settings.limits.session_bytes,
+            ask=lambda question, saved: self._ask(run, question, saved),
         )
 
-    def _cut(self, run: Run) -> Outcome:
-        """The run's own scope was cancelled and nobody decided how it ends: its store refused, or its time is over."""
-        if run.log.failure is not None:
-            return STORE_REFUSED
-        return Outcome("failed", code="timeout", message="The task did not end within its time", retryable=True)
+    def _ask(self, run: Run, question: Any, saved: Any) -> None:
+        """Raises: RunError for what cannot be kept."""
+        limits = self._settings.limits
+        try:
+            kept = [encode(question), encode(saved)]
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RunError("not_json", "ask(question, saved=...) takes what can stand in JSON") from error
+        if max(map(len, kept)) > limits.chunk_bytes:
+            raise RunError(
+                "chunk_too_large", f"A question, and what is saved, may have {limits.chunk_bytes} bytes each"
+            )
+        if len(self._parked) >= limits.waiting_for_input:
+            raise RunError("too_many_waiting", f"{len(self._parked)} tasks wait for input already", retryable=True)
+        plain, saved = map(msgspec.json.decode, kept)
+        run.ask(Question(plain, now_ms(), saved))
 
-    async def _end(self, run: Run, outcome: Outcome, seconds: float) -> None:
-        """Commits the final chunk, bounded; gives the turn on; wakes who waits."""
+    async def _end(self, run: Run, outcome: Outcome | None, seconds: float) -> None:
+        """Commits the final chunk or (``None``) the question, bounded; gives the turn on; wakes who waits."""
         if run.parked:
             run.log.refuse(Draining("The server is shutting down; the task runs at the next start"))
             self._close(run)
             return
         stored = False
         with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
-            stored = await self._finish(run, outcome)
+            if outcome is None:
+                outcome = await self._put_question(run)
+            stored = outcome is None or await self._finish(run, outcome)
+        status, code = (run.row.status, None) if outcome is None else (outcome.status, outcome.code)
         if self._observer is not None:
-            self._observer.run_ended(run.row.agent_id, outcome.status, outcome.code, seconds)
+            self._observer.run_ended(run.row.agent_id, status, code, seconds)
         if stored:
             self._close(run)
         else:
-            self._unfinished[run] = outcome
+            self._unfinished[run] = outcome or STORE_REFUSED
+            run.over.set()
             self._changed.unpark_all()
+
+    async def _put_question(self, run: Run) -> Outcome | None:
+        """The chunk that says what is asked, with the row's change; how the task ends if it cannot wait for input."""
+        question, row = run.asked, run.row
+        assert question is not None
+        await run.log.settled()
+        if run.log.failure is not None:
+            return STORE_REFUSED
+        try:
+            run.log.put("metadata", {"status": "input_required", "prompt": question.question})
+        except RunError as error:
+            return failure(error)
+        line = None
+        if row.session_id is not None:
+            text = isinstance(question.question, str)
+            content = Content("text/plain" if text else "application/json", question.question)
+            line = _message(row, "agent", content, question.asked_at)
+        run.log.change(Change("input_required", question=question), line)
+        await run.log.settled()
+        if run.log.failure is not None:
+            return STORE_REFUSED
+        run.row = msgspec.structs.replace(row, status="input_required", question=question, last_seq=run.log.committed)
+        return run.stopped  # decided while the question was being committed
 
     def _close(self, run: Run) -> None:
         row = run.row
@@ -360,17 +550,21 @@ class Engine:
             del self._named[name]
         if run.turn is not None:
             run.turn.leave()
-        run.ended.set()
+        if row.status == "input_required" and row.question is not None:
+            self._park(row, run.nursery, row.question.asked_at)
+        else:
+            del self._logs[row.key]
+        run.over.set()
         self._changed.unpark_all()
 
     async def _finish(self, run: Run, outcome: Outcome) -> bool:
         """Appends the final chunk. ``False``: the store refuses for now."""
         now = now_ms()
         try:
-            if run.log.lost:
-                run.log.fold = await self._refold(run.row.key)
-                if outcome.status == "completed":
-                    outcome = STORE_REFUSED
+            if not run.log.folded:
+                run.log.restore(await self._refold(run.row.key))
+            if run.log.lost and outcome.status == "completed":
+                outcome = STORE_REFUSED
             change, message = last_change(run.row, outcome, run.log.fold.output(), now)
             await run.log.finish(outcome, change, message)
         except Gone:
@@ -411,44 +605,90 @@ class Engine:
             for segment in segments:
                 for line in split_lines(segment.data)[max(0, result.last_seq + 1 - segment.first_seq) :]:
                     result.take(decode_chunk(line))
+                    result.size += len(line)
         return result
 
     # --- cancel, wait, follow
 
     async def cancel(self, row: TaskRow, reason: str = "requested") -> TaskRow:
         """Cancels a task and returns its row once the final chunk is committed; an ended task's row as it is."""
-        run = self._runs.get(row.key)
-        if run is not None:
-            run.stop(Outcome("cancelled", reason=reason))
-            return await self._ended(run)
-        return await self.store.get_task_by_key(row.key) or row
+        self.stop([row], reason)
+        return await self.wait(row)
 
     def stop(self, rows: Iterable[TaskRow], reason: str) -> None:
         """Begins to cancel those that have not ended; ``wait`` tells when they have."""
         for row in rows:
-            if (run := self._runs.get(row.key)) is not None:
-                run.stop(Outcome("cancelled", reason=reason))
+            self._stop(row.key, Outcome("cancelled", reason=reason))
+
+    def _stop(self, key: int, outcome: Outcome) -> None:
+        if (run := self._runs.get(key)) is not None:
+            run.stop(outcome)
+        elif (parked := self._parked.get(key)) is not None:
+            self._end_parked(parked, outcome)
 
     async def wait(self, row: TaskRow) -> TaskRow:
-        """Returns the row once the task has ended."""
+        """Returns the row once the task has ended or waits for input.
+
+        Raises: StoreUnavailable when the store refuses its last chunk: its end then has to wait for the store.
+        """
         run = self._runs.get(row.key)
-        if run is not None:
-            return await self._ended(run)
-        return await self.store.get_task_by_key(row.key) or row
+        if run is None:
+            while (parked := self._parked.get(row.key)) is not None and parked.stopped is not None:
+                await self._changed.park()  # until the answer that is being accepted has been
+            run = self._runs.get(row.key)
+        if run is None:
+            return await self.store.get_task_by_key(row.key) or row
+        await run.over.wait()
+        if run in self._unfinished:
+            refused = run.log.failure
+            detail = refused.detail if refused is not None else "The store does not take the end of the task now"
+            raise StoreUnavailable(detail, task_id=row.task_id)
+        return run.row if run.request is not None else await self.store.get_task_by_key(row.key) or row
 
-    async def _ended(self, run: Run) -> TaskRow:
-        await run.ended.wait()
-        return run.row
-
-    def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None) -> Follower:
+    def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None, *, viewer: bool = False) -> Follower:
         """A reader of the task's log beyond ``after``; a context manager."""
-        run = self._runs.get(row.key)
-        return Follower(self.store, row, None if run is None else run.log, after=after, wakeup=wakeup)
+        live = row.key in self._runs or row.key in self._parked
+        log = self._log_of(row) if live else None
+        return Follower(self.store, row, log, after=after, wakeup=wakeup, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
         """The last committed seq."""
+        log = self._logs.get(row.key)
+        return row.last_seq if log is None else log.committed
+
+    def is_unfinished(self, row: TaskRow) -> bool:
+        return row.key in self._runs or row.key in self._parked
+
+    def runs_in(self, row: TaskRow, nursery: trio.Nursery) -> bool:
+        """Whether a run of the task is to end with ``nursery``."""
         run = self._runs.get(row.key)
-        return row.last_seq if run is None else run.log.committed
+        return run is not None and run.nursery is nursery
+
+    async def detach(self, row: TaskRow) -> None:
+        """The connection that started the task stops following it: ``cancel`` turns into ``continue``, committed when
+        this returns. Raises: StoreUnavailable."""
+        if row.policy != "cancel":
+            return
+        await self.store.set_policy(row.key, "continue")
+        for task in (self._runs.get(row.key), self._parked.get(row.key)):
+            if task is not None:
+                task.detach()
+
+    def left(self, row: TaskRow, *, answered: bool = False) -> None:
+        """The connection that started the task has gone; a run in its nursery ends with that, and this is for one that
+        waits for input. ``answered``: it has gone because it got its answer, the question; who answers that comes in
+        its place."""
+        if self.draining:
+            return  # it is the server that goes, and the task waits through that
+        parked = self._parked.get(row.key)
+        if parked is not None and parked.nursery is not None:
+            parked.nursery = None
+            if not answered:
+                self._end_parked(parked, CLIENT_LEFT)
+        elif (run := self._runs.get(row.key)) is not None and run.asked is not None and run.nursery is not None:
+            run.nursery = None
+            if not answered:
+                run.stop(CLIENT_LEFT)
 
     # --- sessions
 
@@ -464,11 +704,13 @@ class Engine:
             raise SessionNotFound(f"There is no session {session_id!r}")
         self._closing.add(session)
         try:
-            runs = [turn.holder for turn in self._turns.waiting(session) if isinstance(turn.holder, Run)]
+            for parked in [each for each in self._parked.values() if _session_of(each.row) == session]:
+                self._end_parked(parked, SESSION_DELETED)
+            runs = [run for run in self._runs.values() if _session_of(run.row) == session]
             for run in runs:
                 run.stop(SESSION_DELETED)
             with trio.move_on_after(FINISH_LIMIT):
-                while self._turns.length(session):
+                while self._turns.length(session) or any(not run.over.is_set() for run in runs):
                     await self._changed.park()
             with trio.move_on_after(UNREAD_LIMIT):
                 for run in runs:
@@ -485,9 +727,11 @@ class Engine:
         appends: list[Append] = []
         for row in await self.store.take_over(self.instance):
             agent = self.agents.get(row.agent_id)
-            if row.status == "pending" and row.policy != "cancel" and agent is not None:
+            if row.status == "input_required" and row.question is not None:
+                self._park(row, None, row.question.asked_at)
+            elif row.status == "pending" and row.policy != "cancel" and agent is not None:
                 pending.append((row, _requests.decode(row.request), agent))
-            elif row.status != "input_required":
+            else:
                 appends.append(await self._interrupted(row))
         for start in range(0, len(appends), SWEEP_BATCH):
             await self.store.append(appends[start : start + SWEEP_BATCH])
@@ -495,7 +739,7 @@ class Engine:
             turn = None if row.session_id is None else self._turns.enter((row.owner, row.session_id))
             self._start(row, request, agent, turn, None)
         if appends or pending:
-            log.info("recovered", interrupted=len(appends), resumed=len(pending))
+            log.info("recovered", interrupted=len(appends), resumed=len(pending), waiting=len(self._parked))
 
     async def _interrupted(self, row: TaskRow) -> Append:
         """The final chunk of a task whose process died."""
@@ -511,7 +755,7 @@ class Engine:
             last_seq=seq,
             data=line,
             change=change,
-            message=message if row.status == "running" else None,
+            message=message if row.status == "running" or row.last_seq else None,
         )
 
     async def sweep(self) -> int:
@@ -519,8 +763,13 @@ class Engine:
         total = 0
         while True:
             now = now_ms()
-            before = now - int(self._settings.tasks.retention * 1000)
-            gone = await self.store.sweep(now=now, tasks_ended_before=before, limit=SWEEP_BATCH)
+            tasks = self._settings.tasks
+            gone = await self.store.sweep(
+                now=now,
+                tasks_ended_before=now - int(tasks.retention * 1000),
+                limit=SWEEP_BATCH,
+                logs_ended_before=None if tasks.log_retention is None else now - int(tasks.log_retention * 1000),
+            )
             total += gone
             if gone < SWEEP_BATCH:
                 return total
@@ -552,7 +801,7 @@ class Engine:
         for run in list(self._runs.values()):
             if not run.begun and run.row.policy != "cancel":
                 run.park()
-            else:
+            elif run.asked is None:
                 run.stop(INTERRUPTED)
         with trio.move_on_after(FINISH_LIMIT):
             await self._quiet()
@@ -561,6 +810,22 @@ class Engine:
         """Returns when nothing runs. Final chunks that the store refuses are not waited for: recovery appends them."""
         while len(self._runs) > len(self._unfinished):
             await self._changed.park()
+
+
+def _session_of(row: TaskRow) -> tuple[str, str | None]:
+    return row.owner, row.session_id
+
+
+def _message(row: TaskRow, role: Literal["user", "agent"], content: Content, now: int) -> MessageRow:
+    """A line of the session's conversation."""
+    return MessageRow(
+        role=role,
+        type=content.type,
+        content=content.content,
+        agent_id=row.agent_id,
+        task_id=row.task_id,
+        created_at=now,
+    )
 
 
 @asynccontextmanager
@@ -590,6 +855,7 @@ async def open_engine(
                 await engine.recover()
                 nursery.start_soon(engine._sweep_for_ever)
                 nursery.start_soon(engine._repair)
+                nursery.start_soon(engine._watch_parked)
                 try:
                     yield engine
                 finally:

@@ -50,8 +50,12 @@ class Hector:
         description: str = "",
         version: str = "1.0.0",
         metadata: dict[str, Any] | None = None,
+        grace: float | None = None,
+        max_grace: float | None = None,
     ) -> Callable[[F], F]:
         """Makes the function below an agent: an ``async def`` runs on Trio, a plain ``def`` in a worker thread.
+
+        ``grace`` and ``max_grace``: seconds that its tasks go on without viewers, as under ``tasks`` in the settings.
 
         Raises: ConfigError for an id that is taken or not one.
         """
@@ -67,6 +71,8 @@ class Hector:
                 description or (function.__doc__ or "").strip(),
                 version,
                 metadata=metadata or {},
+                grace=grace,
+                max_grace=max_grace,
             )
             self._agents[agent_id] = FunctionAgent(info, function)
             return function

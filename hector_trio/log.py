@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 import structlog
 import trio
+from msgspec import UNSET
 
 from hector_trio.errors import Gone, HectorError, InvalidRequest, RunError, StoreUnavailable
-from hector_trio.models import Chunk, ChunkType, encode, timestamp
+from hector_trio.models import Chunk, ChunkType, Status, encode, timestamp
 from hector_trio.session import MessageRow
 from hector_trio.stores import Append, Change, Store
-from hector_trio.task import Fold, Outcome, TaskRow, final_chunk, join_lines, named, split_lines
+from hector_trio.task import (
+    Fold,
+    Outcome,
+    TaskRow,
+    final_chunk,
+    gap_line,
+    join_lines,
+    joined,
+    named,
+    seq_of,
+    split_lines,
+)
 
 READ_BYTES: Final = 256 * 1024
 """How much of a log one read of the store brings."""
@@ -25,6 +39,10 @@ ENVELOPE: Final = 512
 EMITS_PER_CHECKPOINT: Final = 32
 """An agent that only emits lets others run this often."""
 
+NEVER: Final = 1 << 62
+"""A seq that no log reaches."""
+
+_MEDIA_TYPE: Final = re.compile(r"(?=.{3,255}\Z)[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?[!-~ ]*)?\Z")
 
 logger = structlog.stdlib.get_logger("hector_trio.log")
 
@@ -65,9 +83,10 @@ class Wakeup:
 
 
 class TaskLog:
-    """The log of a task that runs here: numbers chunks, queues them for the writer, keeps the last committed ones.
+    """The log of a task that has not ended: numbers chunks, queues them for the writer, keeps the last committed ones.
 
-    Readers see committed chunks only. The run is the only one that puts.
+    Readers see committed chunks only. The run is the only one that puts; one run after the other, when the task asks
+    for input between them. Whoever reads before the answer goes on reading after it.
     """
 
     def __init__(
@@ -84,6 +103,10 @@ class TaskLog:
         self.task_id = row.task_id
         self.instance = row.instance
         self.fold = Fold()
+        self.folded = row.last_seq == 0
+        """Whether ``fold`` says what the log holds; else ``restore`` is to be called before anything is put."""
+        self.status: Status = row.status
+        """As committed."""
         self.committed = row.last_seq
         """The last seq that every reader may see."""
         self.final_seq: int | None = None
@@ -92,7 +115,11 @@ class TaskLog:
         """Why the store refused; what waited then is gone."""
         self.lost = False
         """Whether chunks of the agent were among what is gone: the fold then holds more than the log."""
-        self.readers: set[Wakeup] = set()
+        self.readers: set[Follower] = set()
+        self.viewers = 0
+        """Readers that count as somebody who watches."""
+        self.on_readers: Callable[[], None] = lambda: None
+        """Called when readers have come or gone."""
         self.on_refused: Callable[[HectorError], None] = lambda error: None
         self._writer = writer
         self._max_uncommitted = max_uncommitted
@@ -100,8 +127,8 @@ class TaskLog:
         self._max_log = max_log
         self._tail_bytes = tail_bytes
         self._seq = row.last_seq
-        self._bytes = 0
         self._emits = 0
+        self._paused_at = NEVER
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._change: Change | None = None
@@ -143,18 +170,21 @@ class TaskLog:
             raise RunError("not_json", f"The agent emitted a {kind} chunk that cannot stand in JSON") from error
         if len(line) > self._max_chunk + ENVELOPE:
             raise RunError("chunk_too_large", f"A {kind} chunk has {len(line)} bytes; {self._max_chunk} are allowed")
-        if self._bytes + len(line) > self._max_log:
+        if self.fold.size + len(line) > self._max_log:
             raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
-        self._bytes += len(line)
-        self.fold.add(kind, content if isinstance(content, str) else msgspec.json.decode(encode(content)))
+        self.fold.size += len(line)
+        plain = content if isinstance(content, str) else msgspec.json.decode(encode(content))
+        self.fold.add(kind, plain, extra.get("media_type", UNSET))
         self._queue(line)
 
     async def emit(self, kind: ChunkType, content: Any, **extra: Any) -> None:
-        """``put``, then waits while too much is uncommitted, and lets others run now and then."""
+        """``put``, then waits while too much is uncommitted or a viewer has it pause, and lets others run at times."""
         self.put(kind, content, **extra)
         self._emits += 1
-        if self._pending_bytes > self._max_uncommitted:
+        if self._pending_bytes > self._max_uncommitted or self._seq > self._paused_at:
             while self._pending_bytes > self._max_uncommitted and self.failure is None:
+                await self._progress.park()
+            while self._seq > self._paused_at and self.failure is None:
                 await self._progress.park()
         elif self._emits % EMITS_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
@@ -172,6 +202,23 @@ class TaskLog:
             return
         for start in range(0, len(text), limit):
             await self.emit("text", text[start : start + limit])
+
+    async def emit_bytes(self, data: bytes, media_type: str) -> None:
+        """A ``data`` chunk of bytes; in JSON they are base64."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidRequest(f"emit_bytes takes bytes, not {type(data).__name__}")
+        if not isinstance(media_type, str) or not _MEDIA_TYPE.match(media_type):
+            raise InvalidRequest("emit_bytes takes a media type such as image/png, of at most 255 characters")
+        await self.emit("data", b64encode(data).decode(), media_type=media_type, encoding="base64")
+
+    def pause_at(self, seq: int | None) -> None:
+        """Has ``emit`` wait once a chunk beyond ``seq`` is emitted, until it is moved on; ``None``: no longer."""
+        self._paused_at = NEVER if seq is None else seq
+        self._progress.unpark_all()
+
+    def restore(self, fold: Fold) -> None:
+        """Takes what the committed part of the log adds up to."""
+        self.fold, self.folded = fold, True
 
     def change(self, change: Change, message: MessageRow | None = None) -> None:
         """Queues a change of the row (and a line of the conversation) for the next commit."""
@@ -243,6 +290,8 @@ class TaskLog:
         self._pending_bytes -= size
         self._tail_size += size
         self.committed = append.last_seq
+        if append.change is not None:
+            self.status = append.change.status
         if self._flying_final:
             self.final_seq = append.last_seq
         if self._tail_size > 2 * self._tail_bytes:
@@ -253,7 +302,8 @@ class TaskLog:
         """The store has refused: what waits is discarded and the numbers go back to the last committed chunk."""
         self.failure = error
         lines = len(self._pending) + len(self._flying or ()) - self._final_queued
-        self.lost = self.lost or lines > 0
+        if lines:
+            self.lost, self.folded = True, False
         for message in (self._flying_message, self._message):
             if message is not None and message.role == "user":
                 self._unsaid = message
@@ -270,15 +320,23 @@ class TaskLog:
         while self.readers:
             await self._progress.park()
 
-    def left(self, reader: Wakeup) -> None:
-        self.readers.discard(reader)
-        if not self.readers:
-            self._progress.unpark_all()
+    def came(self, reader: Follower) -> None:
+        self.readers.add(reader)
+        self.viewers += reader.viewer
+        self.on_readers()
+
+    def left(self, reader: Follower) -> None:
+        if reader in self.readers:
+            self.readers.discard(reader)
+            self.viewers -= reader.viewer
+            if not self.readers:
+                self._progress.unpark_all()
+            self.on_readers()
 
     def _moved(self) -> None:
         self._progress.unpark_all()
         for reader in self.readers:
-            reader.wake()
+            reader.wakeup.wake()
 
     def _trim(self) -> None:
         drop = 0
@@ -290,11 +348,12 @@ class TaskLog:
 
     # --- the readers' side
 
-    def lines_after(self, after: int) -> list[bytes] | None:
+    def lines_after(self, after: int, limit: int = NEVER) -> list[bytes] | None:
         """Committed chunks beyond ``after``; ``None`` when memory no longer holds all of them: ask the store."""
         if after + 1 < self._tail_first:
             return None
-        return self._tail[after + 1 - self._tail_first :]
+        start = after + 1 - self._tail_first
+        return self._tail[start : start + limit]
 
 
 class LogWriter:
@@ -346,19 +405,28 @@ class Follower:
     """A reader's place in a task's log. A context manager; costs a cursor.
 
     ``read`` gives whatever is committed beyond ``after``, first from the store, then live from memory: no duplicate, no
-    hole, never a live chunk before the replay. Several followers may share one ``wakeup`` (one reader of many tasks).
+    hole that is not said, never a live chunk before the replay. Several followers may share one ``wakeup`` (one reader
+    of many tasks). A ``viewer`` is somebody who watches: a task whose policy is a grace goes on while it has one.
     """
 
     def __init__(
-        self, store: Store, row: TaskRow, log: TaskLog | None, *, after: int = 0, wakeup: Wakeup | None = None
+        self,
+        store: Store,
+        row: TaskRow,
+        log: TaskLog | None,
+        *,
+        after: int = 0,
+        wakeup: Wakeup | None = None,
+        viewer: bool = False,
     ) -> None:
         self.task_id = row.task_id
         self.after = after
+        self.viewer = viewer
         self.failure: HectorError | None = None
         """Set once ``read`` has ended because the store refused: nothing more comes, and no final chunk."""
         self.wakeup = wakeup if wakeup is not None else Wakeup()
         self._store = store
-        self._key = row.key
+        self._row = row
         self._log = log
         self._final_seq = row.last_seq if row.ended else None
         self._rest: list[bytes] = []
@@ -366,15 +434,31 @@ class Follower:
 
     def __enter__(self) -> Follower:
         if self._log is not None:
-            self._log.readers.add(self.wakeup)
+            self._log.came(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
+        """Idempotent."""
         if self._log is not None:
-            self._log.left(self.wakeup)
+            self._log.left(self)
+
+    def pause_at(self, seq: int | None) -> None:
+        """See ``TaskLog.pause_at``."""
+        if self._log is not None:
+            self._log.pause_at(seq)
+
+    @property
+    def status(self) -> Status:
+        """The task's state, as far as it is committed."""
+        return self._row.status if self._log is None else self._log.status
+
+    @property
+    def last_seq(self) -> int:
+        """The last committed seq."""
+        return self._row.last_seq if self._log is None else self._log.committed
 
     @property
     def ended(self) -> bool:
@@ -389,46 +473,60 @@ class Follower:
         log = self._log
         return log is None or bool(self._rest) or log.committed > self.after or log.failure is not None or self.ended
 
-    async def read(self, limit: int = 1 << 30) -> list[bytes]:
+    async def read(self, limit: int = 1 << 30, *, join: bool = False) -> list[bytes]:
         """The next encoded chunks (at most ``limit``), waiting for at least one; ``[]`` when there will be no more.
 
+        Each has its ``seq`` in it. ``join``: adjacent text comes as one chunk, so that ``limit`` holds more of it.
+        Chunks that the store no longer holds are one metadata chunk that says so (PROTOCOL 3, gap).
         Raises: StoreUnavailable when the log cannot be read.
         """
         while not self.ended:
             log = self._log
             if self._rest:
-                return self._give(self._rest, limit)
-            if log is None:
-                lines = await self._stored()
-                if not lines:
-                    if self._final_seq is not None:
-                        self.failure = Gone("The task's log is no longer held")
-                    self._final_seq = self.after
-                return self._give(lines, limit)
-            held = log.lines_after(self.after)
+                return self._give(self._rest, limit, join)
+            held = None if log is None else log.lines_after(self.after, NEVER if join else limit)
             if held is None:
-                lines = await self._stored()
-                if not lines:
+                gap = await self._stored()
+                if gap is not None:
+                    return [gap]
+                if self._rest:
+                    return self._give(self._rest, limit, join)
+                if log is not None or self._final_seq is not None:
                     self.failure = Gone("The task's log is no longer held")
-                return self._give(lines, limit)
+                self._final_seq = self.after
+                return []
             if held:
-                self.after += len(held[:limit])
-                return held[:limit]
+                given = joined(held)[:limit] if join else held
+                self.after = int(seq_of(given[-1])) if join else self.after + len(given)
+                return given
+            assert log is not None
             if log.failure is not None:
                 self.failure = log.failure
                 return []
             await self.wakeup.wait()
         return []
 
-    async def _stored(self) -> list[bytes]:
+    async def _stored(self) -> bytes | None:
+        """Reads on from the store; where that no longer holds the next chunk, steps over the gap and returns it."""
         lines: list[bytes] = []
-        for segment in await self._store.read_log(self._key, self.after, READ_BYTES):
-            chunks = split_lines(segment.data)
-            lines += chunks[max(0, self.after + 1 - segment.first_seq) :]
-        return named(lines, self.task_id)
+        at = self.after
+        for segment in await self._store.read_log(self._row.key, self.after, READ_BYTES):
+            if segment.first_seq > at + 1:
+                if lines:
+                    break  # the next read begins at the gap
+                gap = gap_line(self.task_id, at + 1, segment.first_seq - 1, now_ms(), "retention")
+                self.after = segment.first_seq - 1
+                self._rest = named(split_lines(segment.data), self.task_id)
+                return gap
+            lines += split_lines(segment.data)[at + 1 - segment.first_seq :]
+            at = segment.last_seq
+        self._rest = named(lines, self.task_id)
+        return None
 
-    def _give(self, lines: list[bytes], limit: int) -> list[bytes]:
+    def _give(self, lines: list[bytes], limit: int, join: bool) -> list[bytes]:
         """The first of what was read, and keeps the rest: reading on must not read again."""
-        given, self._rest = lines[:limit], lines[limit:]
-        self.after += len(given)
+        given = (joined(lines) if join else lines)[:limit]
+        count = int(seq_of(given[-1])) - self.after if join else len(given)
+        self._rest = lines[count:]
+        self.after += count
         return given

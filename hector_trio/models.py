@@ -66,6 +66,12 @@ class TaskRequest(Struct, frozen=True, rename="camel"):
     multitask: Literal["enqueue", "reject", "interrupt"] | None = None
 
 
+class Answering(Struct, frozen=True):
+    """The answer to a task that waits for input."""
+
+    input: Content
+
+
 class TaskError(Struct, frozen=True, omit_defaults=True):
     """Why a task failed."""
 
@@ -86,6 +92,8 @@ class Task(Struct, frozen=True, rename="camel"):
     output: Content | UnsetType = UNSET
     error: TaskError | UnsetType = UNSET
     ended_at: Timestamp | UnsetType = UNSET
+    prompt: Any = UNSET
+    """What it asks while it is ``input_required``."""
 
 
 class Chunk(Struct, frozen=True, rename="camel"):

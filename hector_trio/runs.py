@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -14,16 +15,18 @@ from hector_trio.log import TaskLog
 from hector_trio.models import Content, TaskRequest
 from hector_trio.session import MessageRow
 from hector_trio.stores import Change
-from hector_trio.task import Outcome, TaskRow
+from hector_trio.task import Outcome, Question, TaskRow, grace_of
 from hector_trio.turns import Turn
 
 CLIENT_LEFT: Final = Outcome("cancelled", reason="client_left")
 INTERRUPTED: Final = Outcome(
     "failed", code="interrupted", message="The server stopped before the task ended", retryable=True
 )
+TIMED_OUT: Final = Outcome("failed", code="timeout", message="The task did not end within its time", retryable=True)
 STORE_REFUSED: Final = Outcome(
     "failed", code="store_unavailable", message="The store refused a part of the task's log", retryable=True
 )
+INPUT_EXPIRED: Final = Outcome("failed", code="input_timeout", message="Nobody answered within the time for it")
 SESSION_DELETED: Final = Outcome("cancelled", reason="session_deleted")
 SUPERSEDED: Final = Outcome("cancelled", reason="interrupted_by_newer_task")
 
@@ -34,23 +37,37 @@ class Run:
     """One accepted task while it is queued or running here."""
 
     def __init__(
-        self, row: TaskRow, request: TaskRequest, agent: Agent, log: TaskLog, turn: Turn | None, *, connected: bool
+        self,
+        row: TaskRow,
+        log: TaskLog,
+        turn: Turn | None = None,
+        *,
+        request: TaskRequest | None = None,
+        agent: Agent | None = None,
+        nursery: trio.Nursery | None = None,
+        timeout: float = math.inf,
     ) -> None:
         self.row = row
         self.request = request
         self.agent = agent
         self.log = log
         self.turn = turn
-        self.scope = trio.CancelScope()
-        self.connected = connected
-        """Whether it lives in the nursery of the connection that started it."""
+        self.nursery = nursery
+        """That of the connection which started it, if it is to end with that; else it lives in the engine's."""
+        self.deadline = trio.current_time() + timeout
+        self.scope = trio.CancelScope(deadline=self.deadline)
         self.begun = False
         """Whether it has its turn and a slot, and no longer counts as waiting."""
         self.stopped: Outcome | None = None
         self.stopped_at = 0.0
+        self.asked: Question | None = None
+        """Set by the agent: the run ends here, and the task waits for input."""
         self.parked = False
         """The run ends without a final chunk: the task stays ``pending`` for the next start."""
-        self.ended = trio.Event()
+        self.over = trio.Event()
+        """Set when it has ended, or would have if the store took its final chunk."""
+        self._grace = grace_of(row.policy)
+        self._left_at = math.inf
 
     def stop(self, outcome: Outcome) -> None:
         """Ends the run as ``outcome``; the first to decide wins. Idempotent, at any time."""
@@ -64,6 +81,70 @@ class Run:
         if self.stopped is None:
             self.parked = True
             self.scope.cancel()
+
+    def ask(self, question: Question) -> None:
+        """Ends the run with a question, unless it was already decided how it ends."""
+        if self.stopped is None and not self.parked:
+            self.asked = question
+            self.scope.cancel()
+
+    def watch(self, viewers: int, *, at_least: float = 0.0) -> None:
+        """Viewers have come or gone: of a task with a grace, the time (seconds) without any is limited."""
+        if self._grace is not None and not self.scope.cancel_called:
+            self._left_at = math.inf if viewers else trio.current_time() + max(self._grace, at_least)
+            self.scope.deadline = min(self.deadline, self._left_at)
+
+    def detach(self) -> None:
+        """The connection that started it no longer takes it along when it ends: only ``stop`` and the run's own
+        deadline do. It stays in that connection's nursery, which so ends after it."""
+        self.row = msgspec.structs.replace(self.row, policy="continue")
+        self.scope.shield = True
+        self.nursery = None
+        self._grace = None
+        self._left_at = math.inf
+        if not self.scope.cancel_called:
+            self.scope.deadline = self.deadline
+
+    def cut(self) -> Outcome:
+        """How it ends when its scope was cancelled and nobody decided: its store refused, or a time is over."""
+        if self.log.failure is not None:
+            return STORE_REFUSED
+        if self._left_at < self.deadline:
+            return CLIENT_LEFT
+        return TIMED_OUT
+
+
+class Parked:
+    """A task that waits for input: no run, no slot, no turn, no Trio task."""
+
+    def __init__(self, row: TaskRow, nursery: trio.Nursery | None, expires_at: float) -> None:
+        self.row = msgspec.structs.replace(row, request=b"", metadata={}, output=None, question=None)
+        """Without what clients can make large: there may be many."""
+        self.nursery = nursery
+        self.expires_at = expires_at
+        self.answering = False
+        """Whether an answer is being accepted."""
+        self.stopped: Outcome | None = None
+        """How it is to end, decided meanwhile."""
+        self._grace = grace_of(row.policy)
+        self._left_at = math.inf
+
+    @property
+    def deadline(self) -> float:
+        return min(self.expires_at, self._left_at)
+
+    def watch(self, viewers: int) -> None:
+        """As of a run."""
+        if self._grace is not None:
+            self._left_at = math.inf if viewers else trio.current_time() + self._grace
+
+    def detach(self) -> None:
+        self.row = msgspec.structs.replace(self.row, policy="continue")
+        self.nursery = self._grace = None
+        self._left_at = math.inf
+
+    def cut(self) -> Outcome:
+        return CLIENT_LEFT if self._left_at < self.expires_at else INPUT_EXPIRED
 
 
 def last_change(row: TaskRow, outcome: Outcome, output: Content | None, now: int) -> tuple[Change, MessageRow | None]:

@@ -253,6 +253,8 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
             description=each.description,
             version=each.version,
             metadata=each.metadata,
+            grace=each.grace,
+            max_grace=each.max_grace,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from hector_trio.models import (
     Chunk,
@@ -128,23 +128,25 @@ class Fold:
         self._text: list[str] = []
         self._data: list[Any] = []
         self.last_seq = 0
+        self.size = 0
+        """Bytes of the encoded chunks, where whoever adds them counts them."""
         self.status: Status = "running"
         self.error: TaskError | None = None
 
-    def add(self, chunk_type: ChunkType, content: Any) -> None:
-        """Takes one chunk that is not final."""
+    def add(self, chunk_type: ChunkType, content: Any, media_type: str | UnsetType = UNSET) -> None:
+        """Takes one chunk that is not final; of bytes, ``content`` is the base64 of them."""
         if chunk_type == "text":
             self._text.append(content)
         elif chunk_type == "data":
-            self._data.append(content)
-        elif chunk_type == "metadata" and isinstance(content, dict) and content.get("status") == "input_required":
-            self.status = "input_required"
+            binary = {"mediaType": media_type, "encoding": "base64", "content": content}
+            self._data.append(content if media_type is UNSET else binary)
+        self.status = "input_required" if chunk_type == "metadata" and asks(content) else "running"
 
     def take(self, chunk: Chunk) -> None:
         """Takes one decoded chunk, the final one included."""
         self.last_seq = chunk.seq
         if not chunk.final:
-            self.add(chunk.chunk_type, chunk.content)
+            self.add(chunk.chunk_type, chunk.content, chunk.media_type)
             return
         self.status = chunk.status if chunk.status is not UNSET else "completed"
         if self.status == "failed":
@@ -160,6 +162,11 @@ class Fold:
         return None
 
 
+def asks(content: Any) -> bool:
+    """Whether a metadata chunk says that the task waits for input."""
+    return isinstance(content, dict) and content.get("status") == "input_required"
+
+
 def fold(chunks: Iterable[Chunk]) -> Fold:
     """Folds a log."""
     result = Fold()
@@ -168,11 +175,17 @@ def fold(chunks: Iterable[Chunk]) -> Fold:
     return result
 
 
-def policy_of(choice: str | GraceMs | None, default: str) -> str:
-    """The stored form of an ``onDisconnect``."""
+def policy_of(choice: str | GraceMs | None, default: str, max_grace_ms: int) -> str:
+    """The stored form of an ``onDisconnect``. More grace than ``max_grace_ms`` is not given."""
     if choice is None:
         return default
-    return f"grace:{choice.grace_ms}" if isinstance(choice, GraceMs) else choice
+    return f"grace:{min(choice.grace_ms, max_grace_ms)}" if isinstance(choice, GraceMs) else choice
+
+
+def grace_of(policy: str) -> float | None:
+    """Seconds that a task goes on without viewers; ``None``: its policy is another."""
+    kind, _, ms = policy.partition(":")
+    return int(ms) / 1000 if kind == "grace" else None
 
 
 def fingerprint(agent_id: str, session_id: str | None, request: TaskRequest) -> str:
@@ -197,6 +210,7 @@ def wire_task(row: TaskRow) -> Task:
         output=UNSET if row.output is None else row.output,
         error=UNSET if row.error is None else row.error,
         ended_at=UNSET if row.ended_at is None else timestamp(row.ended_at),
+        prompt=row.question.question if row.status == "input_required" and row.question is not None else UNSET,
     )
 
 
@@ -225,6 +239,60 @@ def named(lines: list[bytes], task_id: str) -> list[bytes]:
     return [prefix + line[line.index(b'"seq":') :] for line in lines]
 
 
+def seq_of(line: bytes) -> bytes:
+    """The digits of an encoded chunk's ``seq``; an id before it holds no quote."""
+    start = line.index(_SEQ) + len(_SEQ)
+    return line[start : line.index(b",", start)]
+
+
+def joined(lines: Iterable[bytes]) -> list[bytes]:
+    """``lines`` with adjacent text as one chunk (``firstSeq`` to ``seq``), up to ``JOIN_BYTES`` of lines each."""
+    result: list[bytes] = []
+    texts: list[bytes] = []
+    size = 0
+    for line in lines:
+        is_text = line.startswith(_TEXT, line.index(_SEQ) + len(_SEQ) + len(seq_of(line)))
+        if texts and (not is_text or size + len(line) > JOIN_BYTES):
+            result.append(_join(texts))
+            texts, size = [], 0
+        if is_text:
+            texts.append(line)
+            size += len(line)
+        else:
+            result.append(line)
+    if texts:
+        result.append(_join(texts))
+    return result
+
+
+def _join(lines: list[bytes]) -> bytes:
+    if len(lines) == 1:
+        return lines[0]
+    chunks = [_decoder.decode(line) for line in lines]
+    last = chunks[-1]
+    return encode(
+        Chunk(
+            task_id=last.task_id,
+            seq=last.seq,
+            chunk_type="text",
+            content="".join(chunk.content for chunk in chunks),
+            timestamp=last.timestamp,
+            first_seq=chunks[0].seq,
+        )
+    )
+
+
+def gap_line(task_id: str, first: int, last: int, now: int, reason: str) -> bytes:
+    """What stands for the chunks ``first .. last`` that are no longer held."""
+    gap = {"gap": {"from": first, "to": last, "reason": reason}}
+    return encode(Chunk(task_id=task_id, seq=last, chunk_type="metadata", content=gap, timestamp=timestamp(now)))
+
+
+JOIN_BYTES: Final = 64 * 1024
+"""How much text, as encoded chunks, is joined into one."""
+
+_SEQ: Final = b'","seq":'
+_TEXT: Final = b',"chunkType":"text"'
 _decoder = msgspec.json.Decoder(Chunk)
 
 

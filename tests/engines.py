@@ -13,6 +13,7 @@ from hector_trio.agents import Agent, AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.config import Settings
 from hector_trio.engine import Engine, Order, open_engine
+from hector_trio.errors import StoreUnavailable
 from hector_trio.log import now_ms
 from hector_trio.models import Chunk, Content, TaskContext, TaskRequest
 from hector_trio.session import SessionRow
@@ -108,6 +109,16 @@ async def new_session(store: Store, session_id: str = "s", *, owner: str = "o", 
 async def run(engine: Engine, order: Order) -> TaskRow:
     with trio.fail_after(10):
         return await engine.wait((await engine.submit(order)).task)
+
+
+async def wait_ended(engine: Engine, row: TaskRow) -> TaskRow:
+    """The row once its end is stored, however often the store refuses it."""
+    with trio.fail_after(10):
+        while True:
+            try:
+                return await engine.wait(row)
+            except StoreUnavailable:
+                await trio.lowlevel.checkpoint()
 
 
 async def read_all(engine: Engine, row: TaskRow, after: int = 0) -> list[Chunk]:

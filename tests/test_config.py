@@ -315,7 +315,7 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         (
             "agents: {a: {lm: x}}",
             "agents.a.lm: unknown key; did you mean llm? (allowed: type, llm, name, description, version,"
-            " instructions, parameters, metadata)",
+            " instructions, parameters, grace, max_grace, metadata)",
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
         ("agents: {a: {type: pyton}}", "agents.a.type: expected one of llm, python, got 'pyton'; did you mean python?"),

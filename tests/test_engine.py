@@ -30,7 +30,7 @@ from hector_trio.errors import (
 from hector_trio.log import now_ms
 from hector_trio.stores import Append, Store
 from hector_trio.task import TaskRow, fold
-from tests.engines import Steered, agent, engine_of, new_session, order, read_all, run, store_of, texts
+from tests.engines import Steered, agent, engine_of, new_session, order, read_all, run, store_of, texts, wait_ended
 
 
 @pytest.fixture(params=["memory", "sql"])
@@ -603,8 +603,7 @@ async def test_when_the_store_refuses_the_run_ends_viewers_learn_it_and_the_end_
             assert isinstance(follower.failure, HectorError)
             assert follower.failure.code == "store_unavailable"
         refusing.full = False
-        with trio.fail_after(5):
-            row = await engine.wait(row)
+        row = await wait_ended(engine, row)
         assert row.error is not None
         assert row.error.code == "store_unavailable"
         assert texts(await read_all(engine, row)) == ["<hi"]
@@ -701,7 +700,7 @@ async def test_a_bug_in_the_store_fails_the_task_and_not_the_server(store: Store
         await ctx.emit_text("x")
 
     async with engine_of(buggy, agent(answer)) as engine:  # type: ignore[arg-type]
-        first = await run(engine, order())
+        first = await wait_ended(engine, (await engine.submit(order())).task)
         assert first.error is not None
         assert first.error.code == "store_unavailable"
         assert (await run(engine, order())).status == "completed"

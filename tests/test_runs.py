@@ -21,7 +21,7 @@ async def a_run() -> Run:
     async with open_memory("i") as store:
         log = TaskLog(ROW, LogWriter(store), max_uncommitted=1, max_chunk=1, max_log=1, tail_bytes=1)
     agent = FunctionAgent(AgentInfo("a", "a"), lambda ctx: None)
-    return Run(ROW, TaskRequest(Content()), agent, log, None, connected=False)
+    return Run(ROW, log, request=TaskRequest(Content()), agent=agent)
 
 
 async def test_the_first_to_stop_a_run_decides_how_it_ends() -> None:

@@ -17,6 +17,7 @@ from hector_trio.task import (
     fold,
     join_lines,
     named,
+    grace_of,
     policy_of,
     split_lines,
 )
@@ -111,6 +112,8 @@ def test_fingerprints_are_equal_for_the_same_question_only() -> None:
 
 
 def test_policies_have_one_stored_form() -> None:
-    assert policy_of(None, "cancel") == "cancel"
-    assert policy_of("continue", "cancel") == "continue"
-    assert policy_of(GraceMs(30), "cancel") == "grace:30"
+    assert policy_of(None, "cancel", 60) == "cancel"
+    assert policy_of("continue", "cancel", 60) == "continue"
+    assert policy_of(GraceMs(30), "cancel", 60) == "grace:30"
+    assert policy_of(GraceMs(90), "cancel", 60) == "grace:60"
+    assert [grace_of(policy) for policy in ("cancel", "continue", "grace:1500")] == [None, None, 1.5]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from msgspec import Struct, field
 
@@ -20,6 +20,21 @@ class AgentInfo(Struct, frozen=True):
     input_types: list[str] = field(default_factory=lambda: ["text/plain", "application/json"])
     output_types: list[str] = field(default_factory=lambda: ["text/plain", "application/json"])
     metadata: dict[str, Any] = field(default_factory=dict)
+    grace: float | None = None
+    """Seconds that a streamed task which says nothing else goes on without viewers; ``None``: the server's."""
+    max_grace: float | None = None
+    """The most seconds that a task may ask for; ``None``: the server's."""
+
+
+class Resume(NamedTuple):
+    """What a run knows that was started by an answer."""
+
+    question: Any
+    """As it was asked."""
+    answer: Any
+    """Text as it is, or any JSON."""
+    saved: Any
+    """What the run that asked has saved."""
 
 
 class Context(Protocol):
@@ -40,7 +55,9 @@ class Context(Protocol):
     state: dict[str, Any]
     """The session's state as it was when the run began, moved on by ``update_state``."""
     deadline: float
-    """Seconds on Trio's clock (``trio.current_time()``) at which the run is cut."""
+    """Seconds on Trio's clock (``trio.current_time()``) at which the run is cut, and everything below it."""
+    resume: Resume | None
+    """Set when this run takes up a task that had asked; ``None`` in its first run."""
 
     @property
     def text(self) -> str:
@@ -59,6 +76,18 @@ class Context(Protocol):
 
     async def emit_error(self, message: str, *, code: str = "agent_warning") -> None:
         """Tells of something that went wrong without ending the run (raise ``RunError`` to end it)."""
+
+    async def emit_bytes(self, data: bytes, media_type: str) -> None:
+        """Bytes of some media type (``image/png``): a ``data`` chunk, in base64 where the wire is JSON."""
+
+    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+        """Ends this run: the task is ``input_required`` until somebody answers, which starts a new run of it.
+
+        ``question`` (text or any JSON) is shown to the client, ``saved`` (any JSON) is kept for the new run, which
+        finds both and the answer in ``resume``. Nothing else of this run is kept: it ends like a cancelled one, and the
+        task waits without slot, turn or Trio task, through restarts too, until ``tasks.input_timeout``.
+        Raises: RunError for what JSON cannot hold, or is too large.
+        """
 
     async def update_state(self, patch: dict[str, Any]) -> None:
         """Merges into the session's state (RFC 7396), committed when it returns. Raises InvalidRequest outside a

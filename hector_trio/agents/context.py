@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import msgspec
+import trio
 
-from hector_trio.errors import InvalidRequest, SessionNotFound
+from hector_trio.agents import Resume
+from hector_trio.errors import InvalidRequest, RunError, SessionNotFound
 from hector_trio.log import TaskLog, now_ms
 from hector_trio.models import Content, Message, TaskRequest
 from hector_trio.stores import Store
-from hector_trio.task import TaskRow
+from hector_trio.task import Question, TaskRow
 
 
 class RunContext:
@@ -27,6 +30,7 @@ class RunContext:
         state: dict[str, Any],
         deadline: float,
         session_bytes: int,
+        ask: Callable[[Any, Any], None],
     ) -> None:
         self.task_id = row.task_id
         self.agent_id = row.agent_id
@@ -40,7 +44,9 @@ class RunContext:
         self._owner = row.owner
         self._log = log
         self._store = store
+        self.resume = _resume(row.question)
         self._session_bytes = session_bytes
+        self._ask = ask
 
     @property
     def text(self) -> str:
@@ -63,6 +69,14 @@ class RunContext:
     async def emit_error(self, message: str, *, code: str = "agent_warning") -> None:
         await self._log.emit("error", message, code=code)
 
+    async def emit_bytes(self, data: bytes, media_type: str) -> None:
+        await self._log.emit_bytes(data, media_type)
+
+    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+        self._ask(question, saved)
+        await trio.lowlevel.checkpoint()  # the run is cancelled, and parked once everything in it has ended
+        raise RunError("ask_shielded", "ask ends the run, so it cannot be called under a shield")
+
     async def update_state(self, patch: dict[str, Any]) -> None:
         if self.session_id is None:
             raise InvalidRequest("The task belongs to no session, so there is no state to update")
@@ -73,3 +87,9 @@ class RunContext:
         except SessionNotFound:
             raise SessionNotFound("The session ended while its task was running") from None
         self.state = row.state
+
+
+def _resume(question: Question | None) -> Resume | None:
+    if question is None or question.answer is None:
+        return None
+    return Resume(question.question, question.answer.content, question.saved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -36,6 +36,7 @@ class SyncContext:
         self.input: Content = ctx.input
         self.history: list[Message] = ctx.history
         self.deadline = ctx.deadline
+        self.resume = ctx.resume
         self.text = ctx.text
         self.parameters = ctx.parameters
 
@@ -57,6 +58,16 @@ class SyncContext:
             await self._ctx.emit_error(message, code=code)
 
         self._call(emit)
+
+    def emit_bytes(self, data: bytes, media_type: str) -> None:
+        self._call(self._ctx.emit_bytes, data, media_type)
+
+    def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+        async def ask() -> None:
+            await self._ctx.ask(question, saved=saved)
+
+        self._call(ask)
+        raise AssertionError("ask returned")
 
     def update_state(self, patch: dict[str, Any]) -> None:
         self._call(self._ctx.update_state, patch)

@@ -97,6 +97,8 @@ class Limits(Struct, frozen=True):
     """Accepted tasks that wait for a turn or a slot, in all."""
     queued_per_session: Count = 100
     """Accepted tasks that wait for their turn in one session."""
+    waiting_for_input: Count = 10_000
+    """Tasks that wait for input, in all; beyond it ``ask`` fails the run."""
     chunk_bytes: Bytes = 256 * 1024
     """Size of one emitted chunk's content."""
     log_bytes: Bytes = 64 << 20
@@ -142,10 +144,36 @@ class Tasks(Struct, frozen=True):
     """Seconds after which a task that names no ``timeoutMs`` is cut."""
     max_timeout: Seconds = 3600.0
     """The most seconds that a task's own ``timeoutMs`` may ask for."""
+    grace: Span = 0.0
+    """Seconds that a streamed task which says nothing else goes on when its last viewer has left; 0: none."""
+    max_grace: Span = 3600.0
+    """The most seconds that a task's own ``graceMs`` may ask for."""
+    input_timeout: Span = 86400.0
+    """Seconds that a task may wait for input."""
     retention: Span = 7 * 86400.0
     """Seconds that ended tasks without a session are kept."""
+    log_retention: Span | None = None
+    """Seconds that the chunks of ended tasks are kept, also of those in a session; left out: as long as the task."""
     sweep_interval: Seconds = 60.0
     """Seconds between two looks for tasks and sessions whose time is over."""
+
+
+class UploadSettings(Struct, frozen=True):
+    """Files that clients send in pieces (tus), for tasks to use."""
+
+    path: str | None = None
+    """Folder in which they are kept. Left out: beside the database, under its name and ``-uploads``; with the store
+    ``memory`` a temporary folder that is removed at the end."""
+    max_bytes: Bytes = 1 << 30
+    """Size of one upload."""
+    owner_bytes: Bytes = 4 << 30
+    """Size of one owner's uploads together, as they were announced."""
+    total_bytes: Bytes = 16 << 30
+    """Size of all uploads together, as they were announced."""
+    per_owner: Count = 1_000
+    """Uploads of one owner, finished or not."""
+    expiry: Seconds = 86400.0
+    """Seconds after its last byte, or after the last task that used it could have ended, that an upload is kept."""
 
 
 class Token(Struct, frozen=True):
@@ -214,6 +242,10 @@ class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """The system prompt."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """Members of the model's request, such as ``temperature``; they override those of the model."""
+    grace: Span | None = None
+    """``tasks.grace`` of this agent; left out: the server's."""
+    max_grace: Span | None = None
+    """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
 
@@ -229,6 +261,10 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     """What the card says the agent does."""
     version: str = "1.0.0"
     """Version on the card, in quotes."""
+    grace: Span | None = None
+    """``tasks.grace`` of this agent; left out: the server's."""
+    max_grace: Span | None = None
+    """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
 
@@ -244,6 +280,7 @@ class Settings(Struct, frozen=True):
     auth: Auth = field(default_factory=Auth)
     tasks: Tasks = field(default_factory=Tasks)
     limits: Limits = field(default_factory=Limits)
+    uploads: UploadSettings = field(default_factory=UploadSettings)
     log: Log = field(default_factory=Log)
     llms: dict[str, Llm] = field(default_factory=dict)
     """Models by name. ``demo``, the built-in one, is always there unless it is declared otherwise."""

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from hector_trio.errors import FieldError, InvalidRequest
-from hector_trio.models import ID_PATTERN, GraceMs, SessionRequest, TaskRequest, is_id
+from hector_trio.models import ID_PATTERN, Content, GraceMs, SessionRequest, TaskRequest, is_id
 
 T = TypeVar("T")
 
@@ -146,12 +146,23 @@ def check_task_request(request: TaskRequest) -> None:
         _check_number(request.timeout_ms, "/timeoutMs", faults)
     if isinstance(request.on_disconnect, GraceMs):
         _check_number(request.on_disconnect.grace_ms, "/onDisconnect/graceMs", faults)
-    kind = request.input.type
+    _check_content(request.input, faults)
+    _raise(faults)
+
+
+def check_content(content: Content) -> None:
+    """The rules on an ``input`` that its type does not hold. Raises: InvalidRequest with every fault."""
+    faults: list[FieldError] = []
+    _check_content(content, faults)
+    _raise(faults)
+
+
+def _check_content(content: Content, faults: list[FieldError]) -> None:
+    kind = content.type
     if len(kind) > 255 or _MEDIA_TYPE.match(kind) is None:
         faults.append(FieldError("/input/type", "must be a media type, such as text/plain"))
-    elif kind.lower().startswith("text/") and not isinstance(request.input.content, str):
+    elif kind.lower().startswith("text/") and not isinstance(content.content, str):
         faults.append(FieldError("/input/content", f"must be a string where the type is {kind}"))
-    _raise(faults)
 
 
 def check_session_request(request: SessionRequest) -> None:

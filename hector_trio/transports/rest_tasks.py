@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from functools import partial
 from typing import Final, get_args
 
 import msgspec
@@ -13,23 +15,23 @@ from hector_trio.errors import (
     AgentNotFound,
     IdempotencyMismatch,
     InvalidRequest,
+    NotWaiting,
     RateLimited,
     SessionBusy,
     SessionMismatch,
     SessionNotFound,
-    StoreUnavailable,
     TaskExists,
     TaskNotFound,
     TaskRunning,
 )
 from hector_trio.log import now_ms
-from hector_trio.models import ChunkList, Status, Task, TaskContext, TaskList, TaskRequest, encode
+from hector_trio.models import Answering, ChunkList, Status, Task, TaskContext, TaskList, TaskRequest, encode
 from hector_trio.stores import PAGE_BYTES, Idempotency
 from hector_trio.task import TaskRow, session_of, wire_task
 from hector_trio.transports.negotiation import MAX_KEY, Preferences, idempotency_key, preferences, wants_events
 from hector_trio.transports.requests import (
-    MAX_NUMBER,
     canonical,
+    check_content,
     check_task_request,
     choice,
     page_size,
@@ -78,18 +80,29 @@ async def _run(call: Call, agent_id: str, request: TaskRequest, route: str) -> R
     idempotency = await _idempotency(call, route)
     order = Order(call.owner, agent_id, request, "cancel" if streamed else "continue", idempotency)
     accepted = await engine.submit(order, call.nursery)
-    row = accepted.task
-    location = call.path(f"/agents/{row.agent_id}/tasks/{row.task_id}")
     headers = {"Idempotency-Replayed": "true"} if accepted.how == "replayed" else {}
+    return await _answer(call, accepted.task, 0, headers, streamed, started=accepted.how == "created")
+
+
+async def _answer(
+    call: Call, row: TaskRow, after: int, headers: dict[str, str], streamed: bool, *, started: bool
+) -> Reply:
+    """The task, or its chunks beyond ``after``. ``started``: this request has started the run."""
+    engine = call.services.engine
+    location = call.path(f"/agents/{row.agent_id}/tasks/{row.task_id}")
     if streamed:
-        stream = EventStream(engine.follow(row), call.services.metrics)
+        left = partial(engine.left, row) if started else None
+        stream = EventStream(engine.follow(row, after, viewer=True), call.services.metrics, left)
         return Reply(events=stream, headers=headers | {"Location": location})
     asked = preferences(call.header("Prefer") or "")
-    if accepted.how == "created" and row.policy == "cancel":
+    if started and row.policy == "cancel":
         asked = Preferences()
-    row = await _wait(engine, row, asked.patience)
+    with engine.follow(row, viewer=True):  # who waits for the answer has not left
+        row = await _wait(engine, row, asked.patience)
+    if started:
+        engine.left(row, answered=True)
     body = encode(wire_task(row))
-    if row.ended:
+    if row.ended or row.status == "input_required":
         return Reply(200, body, headers=headers | {"Content-Location": location})
     if asked.applied:
         headers["Preference-Applied"] = asked.applied
@@ -97,17 +110,11 @@ async def _run(call: Call, agent_id: str, request: TaskRequest, route: str) -> R
 
 
 async def _wait(engine: Engine, row: TaskRow, patience: float | None) -> TaskRow:
-    """The row when the task has ended, or when ``patience`` (seconds) has.
-
-    Raises: StoreUnavailable when the store refuses the task's chunks: its end would have to wait for the store.
-    """
+    """The row when the task has ended or waits for input, or when ``patience`` (seconds) has. Raises: StoreUnavailable
+    when the store refuses the task's last chunk: its end would have to wait for the store."""
     if row.ended or patience == 0:
         return row
-    with trio.move_on_after(float("inf") if patience is None else patience):
-        with engine.follow(row, MAX_NUMBER) as follower:
-            await follower.read()  # there is no such chunk, so this returns when nothing more comes
-        if isinstance(follower.failure, StoreUnavailable):
-            raise StoreUnavailable(follower.failure.detail, task_id=row.task_id)
+    with trio.move_on_after(math.inf if patience is None else patience):
         return await engine.wait(row)
     return await engine.store.get_task_by_key(row.key) or row
 
@@ -141,10 +148,20 @@ async def get_task(call: Call) -> Reply:
 
 
 async def cancel_task(call: Call) -> Reply:
-    engine = call.services.engine
     row = await _find(call)
-    engine.stop([row], "requested")
-    return json_reply(wire_task(await _wait(engine, row, None)))
+    return json_reply(wire_task(await call.services.engine.cancel(row)))
+
+
+async def answer_task(call: Call) -> Reply:
+    """The answer starts the task's next run, and is answered like a request for a task."""
+    engine = call.services.engine
+    answer = await call.read(Answering)
+    row = await _find(call)
+    check_content(answer.input)
+    after = row.last_seq
+    row = await engine.answer(row, answer.input, call.nursery)
+    streamed = wants_events(call.header("Accept") or "")
+    return await _answer(call, row, after, {}, streamed, started=engine.runs_in(row, call.nursery))
 
 
 async def delete_task(call: Call) -> Reply:
@@ -191,7 +208,7 @@ async def _stream(call: Call, row: TaskRow, after: int, last_event_id: int | Non
         return Reply(204)
     if call.method == "HEAD":
         return Reply(media_type="text/event-stream")
-    return Reply(events=EventStream(engine.follow(row, begin), call.services.metrics))
+    return Reply(events=EventStream(engine.follow(row, begin, viewer=True), call.services.metrics))
 
 
 async def _page(engine: Engine, row: TaskRow, after: int, limit: int) -> Reply:
@@ -225,7 +242,7 @@ PAGE: Final = (
 _AFTER = Query("after", {"type": "integer", "minimum": 0, "default": 0}, "Only chunks with a greater seq")
 RUN_ANSWERS: Final = {
     200: Answer(
-        "The task has ended (its `status` says how), or its chunks as they come",
+        "The task has ended (its `status` says how) or waits for input, or its chunks as they come",
         Task,
         events=True,
         headers=("Location",),
@@ -296,6 +313,18 @@ TASK_ROUTES: Final = (
         {200: Answer("The task, ended", Task)},
         right="write",
         refusals=_TASK_REFUSALS,
+    ),
+    Route(
+        "POST",
+        _TASK + "/input",
+        "answerTask",
+        "Answer a task that waits for input: wait for the end, stream it, or be told where to look",
+        answer_task,
+        RUN_ANSWERS,
+        right="write",
+        body=Answering,
+        headers=RUN_HEADERS[:1],
+        refusals=(InvalidRequest, *_TASK_REFUSALS, NotWaiting, RateLimited),
     ),
     Route(
         "GET",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
@@ -13,11 +15,18 @@ from hector_trio.log import Follower
 from hector_trio.models import encode
 from hector_trio.observability import Metrics
 from hector_trio.sse import comment
+from hector_trio.task import seq_of
 from hector_trio.transports.problems import refused
 from hector_trio.transports.requests import invalid
 
 KEEP_ALIVE: Final = 2.5
 """Seconds without a chunk after which a comment is sent; PROTOCOL promises 3."""
+
+SLOW: Final = 0.25
+"""Seconds within which a viewer takes what it was given, else text is joined for it."""
+
+BATCH: Final = 1024
+"""Chunks that leave together at most."""
 
 log = structlog.stdlib.get_logger("hector_trio.sse")
 
@@ -26,12 +35,16 @@ class EventStream:
     """The chunks of one task as events, replayed and then live, ending after the final one. Costs a cursor.
 
     Whatever is ready leaves as one message. A log that cannot be read on ends with one uncommitted ``error`` event
-    (seq 0) that carries no id, so that a browser comes back where it was.
+    (seq 0) that carries no id, so that a browser comes back where it was. A viewer that takes longer than ``SLOW`` for
+    what it was given gets adjacent text joined.
     """
 
-    def __init__(self, follower: Follower, metrics: Metrics) -> None:
+    def __init__(self, follower: Follower, metrics: Metrics, left: Callable[[], None] | None = None) -> None:
+        """``left`` is called at the end of the stream by which a task was started."""
         self._follower = follower
         self._metrics = metrics
+        self._left = left
+        self._given_at = math.inf
         self._open = ExitStack()
         self._begun = False
         self._done = False
@@ -46,20 +59,21 @@ class EventStream:
                 return comment()  # tells proxies and readers at once that the stream is open
         if self._done:
             raise StopAsyncIteration
-        before = self._follower.after
         lines: list[bytes] | None = None
         try:
             if self._follower.ready:
-                lines = await self._follower.read()
+                lines = await self._follower.read(BATCH, join=trio.current_time() - self._given_at > SLOW)
             else:
                 with trio.move_on_after(KEEP_ALIVE):
-                    lines = await self._follower.read()
+                    lines = await self._follower.read(BATCH)
         except HectorError as error:
             return self._fail(error)
+        if lines:
+            self._given_at = trio.current_time()
+            return events(lines)
+        self._given_at = math.inf
         if lines is None:
             return comment()
-        if lines:
-            return events(lines, before + 1)
         if self._follower.failure is not None:
             return self._fail(self._follower.failure)
         raise StopAsyncIteration
@@ -67,6 +81,8 @@ class EventStream:
     async def aclose(self) -> None:
         self._done = True
         self._open.close()
+        if self._left is not None:
+            self._left()
 
     def _begin(self) -> None:
         self._begun = True
@@ -79,9 +95,9 @@ class EventStream:
         return b"data: " + encode(refused(self._follower.task_id, error)) + b"\n\n"
 
 
-def events(lines: list[bytes], first_seq: int) -> bytes:
-    """Encoded chunks, numbered from ``first_seq``, as events. JSON holds no line break, so none is looked for."""
-    return b"".join(b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(lines, first_seq))
+def events(lines: list[bytes]) -> bytes:
+    """Encoded chunks as events. JSON holds no line break, so none is looked for."""
+    return b"".join(b"id: %b\ndata: %b\n\n" % (seq_of(line), line) for line in lines)
 
 
 def starting_point(*, ended: bool, last_seq: int, after: int, last_event_id: int | None) -> int | None:

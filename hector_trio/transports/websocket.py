@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from base64 import b64decode
+from itertools import groupby
+from typing import Annotated, Any, Final, Protocol, cast
 
 import msgspec
 import structlog
 import trio
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from quart import Websocket, websocket
 
 from hector_trio.auth import Principal
@@ -23,15 +24,15 @@ from hector_trio.errors import (
     TaskNotFound,
 )
 from hector_trio.log import Follower, Wakeup
-from hector_trio.models import TaskRequest, encode
-from hector_trio.stores import Accepted
-from hector_trio.task import TaskRow
+from hector_trio.models import Content, Status, TaskRequest, encode
+from hector_trio.task import TaskRow, decode_chunk
 from hector_trio.transports import Services
 from hector_trio.transports.guard import SUBPROTOCOL
 from hector_trio.transports.problems import refused
 from hector_trio.transports.quart_app import LEFT_AT, HectorQuart
-from hector_trio.transports.requests import check_task_request, decode_json
+from hector_trio.transports.requests import MAX_NUMBER, check_content, check_task_request, decode_json, invalid
 from hector_trio.transports.routes import PRINCIPAL
+from hector_trio.transports.sse import SLOW, starting_point
 
 SEND_MANY: Final = "hector.send_many"
 """The ASGI scope extension that takes many frames for one write."""
@@ -45,28 +46,66 @@ ROUND_BYTES: Final = 256 * 1024
 MAX_ECHO: Final = 128
 """Characters of a client's own words that an answer repeats."""
 
+MAX_WINDOW: Final = 1_000_000
+"""The widest window."""
+
 MAX_REPLIES: Final = 256
 """Answers to control frames that may wait for the socket before the next frame is read."""
 
 log = structlog.stdlib.get_logger("hector_trio.websocket")
 
-SendMany = Callable[[list[bytes]], Awaitable[None]]
+
+class SendMany(Protocol):
+    async def __call__(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
 
 
-class Envelope(Struct):
+class Envelope(Struct, rename="camel"):
     """What tells a control frame from a task: only clients that send a ``type`` get frames with one."""
 
     type: Any = UNSET
-    task_id: Any = msgspec.field(default=UNSET, name="taskId")
+    task_id: Any = UNSET
+    window: Any = UNSET
+    pause: Any = UNSET
+    binary: Any = UNSET
 
 
-class CancelFrame(Struct):
-    task_id: str | UnsetType = msgspec.field(default=UNSET, name="taskId")
+class Viewing(Struct, frozen=True):
+    """How a task is to be followed."""
+
+    window: Annotated[int, Meta(ge=1, le=MAX_WINDOW)] | None = None
+    """Frames of the task that may be unacknowledged."""
+    pause: bool = False
+    """Whether the agent waits when they are."""
+    binary: bool = False
+    """Whether chunks of bytes come as binary frames."""
+
+
+class CancelFrame(Struct, rename="camel"):
+    task_id: str | UnsetType = UNSET
     reason: str | UnsetType = UNSET
 
 
 class PingFrame(Struct):
     id: Any = UNSET
+
+
+class AttachFrame(Struct, rename="camel"):
+    task_id: str
+    after: Annotated[int, Meta(ge=0, le=MAX_NUMBER)] = 0
+
+
+class DetachFrame(Struct, rename="camel"):
+    task_id: str
+
+
+class InputFrame(Struct, rename="camel"):
+    task_id: str
+    input: Content
+
+
+class CreditFrame(Struct, rename="camel"):
+    task_id: str
+    frames: Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
 
 
 class Ok(Struct, tag="ok", tag_field="type", rename="camel"):
@@ -100,12 +139,73 @@ def add_websocket(app: HectorQuart, services: Services) -> None:
         current: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]
         scope = cast(dict[str, Any], current.scope)
         await current.accept(subprotocol=scope.get(SUBPROTOCOL))
-        with services.metrics.stream("websocket"):
-            await Socket(services, agent_id, current).serve()
+        await Socket(services, agent_id, current).serve()
+
+
+class BinaryFrame(bytes):
+    """A frame that leaves as a binary one."""
+
+
+class View:
+    """A task that this socket follows."""
+
+    def __init__(self, follower: Follower, viewing: Viewing, answer: bytes | None = None) -> None:
+        self.follower = follower
+        self.answer = answer
+        """What is said before its first chunk."""
+        self.binary = viewing.binary
+        self.window = viewing.window
+        self.credit = viewing.window or 0
+        """Frames that may be sent, where there is a window."""
+        self.pauses = viewing.pause
+        self._pause()
+
+    @property
+    def ready(self) -> bool:
+        return self.answer is not None or ((self.window is None or self.credit > 0) and self.follower.ready)
+
+    def grant(self, frames: int) -> None:
+        """Raises: InvalidRequest without a window."""
+        if self.window is None:
+            raise InvalidRequest("The task is followed without a window, so there is nothing to grant")
+        self.credit = min(self.window, self.credit + frames)
+        self._pause()
+
+    async def read(self, *, slow: bool) -> list[bytes]:
+        """The next frames, as many as it may have; text is joined when there is more. Raises: StoreUnavailable."""
+        if self.window is None:
+            lines = await self.follower.read(BATCH, join=slow)
+        else:
+            waiting = self.follower.last_seq - self.follower.after
+            lines = await self.follower.read(min(BATCH, self.credit), join=slow or waiting > self.credit)
+            self.credit -= len(lines)
+            self._pause()
+        return [binary_frame(line) for line in lines] if self.binary else lines
+
+    def close(self) -> None:
+        if self.pauses:
+            self.follower.pause_at(None)
+        self.follower.close()
+
+    def _pause(self) -> None:
+        if self.pauses:
+            self.follower.pause_at(self.follower.after + self.credit)
+
+
+def binary_frame(line: bytes) -> bytes:
+    """A chunk of bytes as a binary frame (PROTOCOL 4); any other chunk as it is."""
+    if b'"encoding":"base64"' not in line:
+        return line
+    chunk = decode_chunk(line)
+    if chunk.encoding is UNSET or chunk.media_type is UNSET:
+        return line  # it only speaks of one
+    task_id, media_type = chunk.task_id.encode(), chunk.media_type.encode()
+    head = b"\x01\x00%c%b%b%c%b" % (len(task_id), task_id, chunk.seq.to_bytes(8), len(media_type), media_type)
+    return BinaryFrame(head + b64decode(chunk.content))
 
 
 class Socket:
-    """One connection: a reader and a sender in one nursery, and in the same nursery the runs that die with it."""
+    """One connection: a reader and a sender in one nursery, in another around it the runs that die with it."""
 
     def __init__(self, services: Services, agent_id: str, current: Websocket) -> None:
         self._engine = services.engine
@@ -117,12 +217,16 @@ class Socket:
         self._websocket = current
         self._send_many: SendMany = (self._scope.get("extensions") or {}).get(SEND_MANY) or self._send_each
         self._wakeup = Wakeup()
-        self._followers: dict[str, Follower] = {}
+        self._views: dict[str, View] = {}
         self._started: dict[str, TaskRow] = {}
         self._replies: list[bytes] = []
         self._room = trio.lowlevel.ParkingLot()
         self._busy = False
         """Whether a frame is being worked on."""
+        self._binary = False
+        """Whether it was ever asked for binary frames."""
+        self._slow = False
+        """Whether the client took long for what was sent last."""
         self._heard = False
         self._answering = 0
         """Cancels that are not answered yet."""
@@ -130,27 +234,45 @@ class Socket:
         """Whether a control frame was ever sent: then the socket stays open after its last task."""
         self._quiet_since: float | None = trio.current_time()
         self._nursery: trio.Nursery
+        self._runs: trio.Nursery
 
     async def serve(self) -> None:
-        self._engine.drain_wakeups.add(self._wakeup)
+        """Returns when both sides have nothing more to say; cancelled when the client has left."""
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._send)
-                while True:
-                    message = await self._websocket.receive()
-                    self._busy = self._heard = True
-                    await self._receive(message)
-                    self._busy = False
-                    self._wakeup.wake()
-                    while len(self._replies) > MAX_REPLIES:
-                        await self._room.park()
+            async with trio.open_nursery() as self._runs:
+                await self._talk()
         finally:
-            self._engine.drain_wakeups.discard(self._wakeup)
             left_at = self._scope.get(LEFT_AT)
             if left_at is not None and any(row.policy == "cancel" for row in self._started.values()):
                 self._metrics.cancelled(trio.current_time() - left_at)  # their runs have ended: so has the nursery
-            for follower in self._followers.values():
-                follower.close()
+
+    async def _talk(self) -> None:
+        with self._metrics.stream("websocket"):
+            self._engine.drain_wakeups.add(self._wakeup)
+            try:
+                async with trio.open_nursery() as self._nursery:
+                    self._nursery.start_soon(self._send, name="sender")
+                    await self._read()
+            finally:
+                self._engine.drain_wakeups.discard(self._wakeup)
+                self._leave()
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._websocket.receive()
+            self._busy = self._heard = True
+            await self._receive(message)
+            self._busy = False
+            self._wakeup.wake()
+            while len(self._replies) > MAX_REPLIES:
+                await self._room.park()
+
+    def _leave(self) -> None:
+        """Nobody watches from here any more, and what waits for input from here need not go on waiting."""
+        for view in self._views.values():
+            view.close()
+        for row in self._started.values():
+            self._engine.left(row)
 
     # --- frames from the client
 
@@ -168,9 +290,9 @@ class Socket:
             if envelope.type is not UNSET:
                 self._controlled = True
                 control = envelope.type[:MAX_ECHO] if isinstance(envelope.type, str) else ""
-                await self._control(control, data)
+                await self._control(control, data, envelope)
             else:
-                await self._task(data)
+                await self._task(data, self._viewing(envelope, data))
         except HectorError as error:
             if control is None:
                 self._reply(encode(refused(task_id, error)))
@@ -180,25 +302,38 @@ class Socket:
             log.exception("frame_failed")
             self._reply(encode(refused(task_id, HectorError("An internal error; it has been logged"))))
 
-    async def _task(self, data: bytes) -> None:
+    async def _task(self, data: bytes, viewing: Viewing) -> None:
         request = decode_json(data, TaskRequest, max_depth=self._limits.json_depth)
         check_task_request(request)
-        if len(self._started) >= self._limits.tasks_per_socket:
-            raise RateLimited(f"{self._limits.tasks_per_socket} tasks run on this socket already")
-        if not self._principal.may_write:
-            raise self._principal.forbidden()
+        if viewing.pause and viewing.window is None:
+            raise invalid("/pause", "needs a window")
+        self._check_room()
+        self._check_write()
         order = Order(self._principal.owner, self._agent_id, request, "cancel")
-        self._follow(await self._engine.submit(order, self._nursery))
+        accepted = await self._engine.submit(order, self._runs)
+        started = accepted.how == "created"
+        if started:
+            self._started[accepted.task.task_id] = accepted.task
+        self._follow(accepted.task, 0, viewing if started else msgspec.structs.replace(viewing, pause=False))
 
-    def _follow(self, accepted: Accepted) -> None:
-        row = accepted.task
-        if accepted.how == "created":
-            self._started[row.task_id] = row
-        if (before := self._followers.pop(row.task_id, None)) is not None:
-            before.close()
-        self._followers[row.task_id] = self._engine.follow(row, 0, self._wakeup).__enter__()
+    def _viewing(self, envelope: Envelope, data: bytes) -> Viewing:
+        if envelope.window is envelope.pause is envelope.binary is UNSET:
+            return Viewing()
+        found = decode_json(data, Viewing, max_depth=self._limits.json_depth)
+        self._binary = self._binary or found.binary
+        return found
 
-    async def _control(self, kind: str, data: bytes) -> None:
+    def _follow(self, row: TaskRow, after: int, viewing: Viewing) -> View:
+        before = self._views.pop(row.task_id, None)
+        follower = self._engine.follow(row, after, self._wakeup, viewer=True).__enter__()
+        if before is not None:
+            before.close()  # only now: between them the task would have no viewer
+            if before.answer is not None:
+                self._reply(before.answer)
+        view = self._views[row.task_id] = View(follower, viewing)
+        return view
+
+    async def _control(self, kind: str, data: bytes, envelope: Envelope) -> None:
         depth = self._limits.json_depth
         if kind == "ping":
             ping = decode_json(data, PingFrame, max_depth=depth)
@@ -207,20 +342,70 @@ class Socket:
             self._reply(encode({"type": "pong"} if ping.id is UNSET else {"type": "pong", "id": ping.id}))
         elif kind == "cancel":
             await self._cancel(decode_json(data, CancelFrame, max_depth=depth))
+        elif kind == "attach":
+            await self._attach(decode_json(data, AttachFrame, max_depth=depth), self._viewing(envelope, data))
+        elif kind == "detach":
+            await self._detach(decode_json(data, DetachFrame, max_depth=depth))
+        elif kind == "input":
+            await self._input(decode_json(data, InputFrame, max_depth=depth))
+        elif kind == "credit":
+            self._credit(decode_json(data, CreditFrame, max_depth=depth))
         else:
             raise InvalidRequest(f"There is no frame of type {kind[:64]!r}")
+
+    async def _attach(self, frame: AttachFrame, viewing: Viewing) -> None:
+        if viewing.pause:
+            raise invalid("/pause", "is only for whoever starts the task")
+        if frame.task_id not in self._views:
+            self._check_room()
+        row = await self._find(frame.task_id)
+        if not row.ended and frame.after > self._engine.last_seq(row):
+            row = await self._engine.store.get_task_by_key(row.key) or row  # it may have moved on and ended since
+        last = self._engine.last_seq(row)
+        begin = starting_point(ended=row.ended, last_seq=last, after=frame.after, last_event_id=None)
+        view = self._follow(row, begin or 0, viewing)
+        view.answer = encode(Ok("attach", row.task_id, status=view.follower.status, last_seq=view.follower.last_seq))
+        self._wakeup.wake()
+
+    async def _detach(self, frame: DetachFrame) -> None:
+        task_id = frame.task_id
+        if task_id not in self._views:
+            raise TaskNotFound(f"Task {task_id[:MAX_ECHO]!r} is not followed on this socket")
+        if task_id in self._started:
+            await self._engine.detach(self._started[task_id])
+            self._started.pop(task_id, None)
+        view = self._views.pop(task_id, None)
+        status: Status | UnsetType = UNSET
+        last_seq: int | UnsetType = UNSET
+        if view is not None:
+            status, last_seq = view.follower.status, view.follower.last_seq
+            view.close()
+            if view.answer is not None:
+                self._reply(view.answer)
+        self._reply(encode(Ok("detach", task_id, status=status, last_seq=last_seq)))
+
+    async def _input(self, frame: InputFrame) -> None:
+        check_content(frame.input)
+        row = await self._find(frame.task_id)
+        self._check_write()
+        row = await self._engine.answer(row, frame.input, self._runs)
+        if self._engine.runs_in(row, self._runs):
+            self._started[row.task_id] = row
+        self._reply(encode(Ok("input", row.task_id, status=row.status, last_seq=row.last_seq)))
+
+    def _credit(self, frame: CreditFrame) -> None:
+        view = self._views.get(frame.task_id)
+        if view is None:
+            raise TaskNotFound(f"Task {frame.task_id[:MAX_ECHO]!r} is not followed on this socket")
+        view.grant(frame.frames)
+        follower = view.follower
+        self._reply(encode(Ok("credit", frame.task_id, status=follower.status, last_seq=follower.last_seq)))
 
     async def _cancel(self, frame: CancelFrame) -> None:
         """Decides at once; the answer follows when the final chunk is committed, and no other frame waits for it."""
         reason = "requested" if frame.reason is UNSET else frame.reason[:200]
-        rows = list(self._started.values())
-        if frame.task_id is not UNSET:
-            found = await self._engine.store.get_task(self._principal.owner, self._agent_id, frame.task_id)
-            if found is None:
-                raise TaskNotFound(f"There is no task {frame.task_id[:MAX_ECHO]!r}")
-            rows = [found]
-        if not self._principal.may_write:
-            raise self._principal.forbidden()
+        rows = list(self._started.values()) if frame.task_id is UNSET else [await self._find(frame.task_id)]
+        self._check_write()
         if self._answering >= self._limits.tasks_per_socket:
             raise RateLimited(f"{self._answering} cancels are being answered on this socket already")
         self._engine.stop(rows, reason)
@@ -228,13 +413,36 @@ class Socket:
         self._nursery.start_soon(self._answer_cancel, rows, frame.task_id is UNSET)
 
     async def _answer_cancel(self, rows: list[TaskRow], every: bool) -> None:
-        ended = [await self._engine.wait(row) for row in rows]
-        self._answering -= 1
-        if every:
-            self._reply(encode(Ok("cancel", task_ids=[row.task_id for row in ended], status="cancelled")))
+        try:
+            ended = [await self._engine.wait(row) for row in rows]
+        except HectorError as error:
+            task_id = UNSET if every else rows[0].task_id
+            self._reply(encode(Refusal("cancel", error.code, error.detail, task_id)))
         else:
-            (row,) = ended
-            self._reply(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
+            if every:
+                self._reply(encode(Ok("cancel", task_ids=[row.task_id for row in ended], status="cancelled")))
+            else:
+                (row,) = ended
+                self._reply(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
+        finally:
+            self._answering -= 1
+
+    async def _find(self, task_id: str) -> TaskRow:
+        row = await self._engine.store.get_task(self._principal.owner, self._agent_id, task_id)
+        if row is None:
+            raise TaskNotFound(f"There is no task {task_id[:MAX_ECHO]!r}")
+        return row
+
+    def _check_room(self) -> None:
+        most = self._limits.tasks_per_socket
+        if len(self._started) >= most:  # what it only answered ends unseen
+            self._started = {name: row for name, row in self._started.items() if self._engine.is_unfinished(row)}
+        if len(self._started) >= most or len(self._views) >= most:
+            raise RateLimited(f"{most} tasks run or are followed on this socket already")
+
+    def _check_write(self) -> None:
+        if not self._principal.may_write:
+            raise self._principal.forbidden()
 
     def _reply(self, frame: bytes) -> None:
         self._replies.append(frame)
@@ -246,9 +454,9 @@ class Socket:
         """Sends what is ready, task by task in turn, everything of a round in one write."""
         while True:
             frames: list[bytes] = []
-            for task_id, follower in list(self._followers.items()):
-                if follower.ready:
-                    frames += await self._next(task_id, follower)
+            for task_id, view in list(self._views.items()):
+                if view.ready:
+                    frames += await self._next(task_id, view)
                     if sum(map(len, frames)) > ROUND_BYTES:
                         break  # those served stand at the end by now, so the others come next
             if self._replies:
@@ -257,12 +465,18 @@ class Socket:
                 self._room.unpark_all()
             if frames:
                 self._quiet_since = None
-                await self._send_many(frames)
+                began = trio.current_time()
+                if self._binary:
+                    for binary, group in groupby(frames, lambda each: isinstance(each, BinaryFrame)):
+                        await self._send_many(list(group), binary=binary)
+                else:
+                    await self._send_many(frames)
+                self._slow = trio.current_time() - began > SLOW
                 continue
             code, deadline = self._verdict()
             if trio.current_time() >= deadline:
                 await self._websocket.close(code)
-                self._nursery.cancel_scope.cancel()
+                self._runs.cancel_scope.cancel()
                 return
             if deadline == math.inf:
                 await self._wakeup.wait()
@@ -270,27 +484,32 @@ class Socket:
                 with trio.move_on_at(deadline):
                     await self._wakeup.wait()
 
-    async def _next(self, task_id: str, follower: Follower) -> list[bytes]:
-        """The next chunks of one task; after its last one it is no longer followed."""
+    async def _next(self, task_id: str, view: View) -> list[bytes]:
+        """The next frames of one task; after its last one it is no longer followed. None of one that was given up or
+        replaced while they were read."""
+        if view.answer is not None:
+            answer, view.answer = view.answer, None
+            return [answer]
         try:
-            lines = await follower.read(BATCH)
-            failure = follower.failure
+            frames = await view.read(slow=self._slow)
+            failure = view.follower.failure
         except HectorError as error:
-            lines, failure = [], error
+            frames, failure = [], error
+        if self._views.get(task_id) is not view:
+            return []
+        del self._views[task_id]
         if failure is not None:
-            lines = [*lines, encode(refused(task_id, failure))]
-        if self._followers.get(task_id) is follower:
-            del self._followers[task_id]
-            if failure is not None or follower.ended:
-                follower.close()
-                self._started.pop(task_id, None)
-            else:
-                self._followers[task_id] = follower
-        return lines
+            frames = [*frames, encode(refused(task_id, failure))]
+        if failure is not None or view.follower.ended:
+            view.close()
+            self._started.pop(task_id, None)
+        else:
+            self._views[task_id] = view
+        return frames
 
     def _verdict(self) -> tuple[int, float]:
         """With what code, and when, the server closes if nothing more happens (``inf``: not at all)."""
-        if self._busy or self._followers or self._started:
+        if self._busy or self._views or self._started:
             self._quiet_since = None
             return 1000, math.inf
         if self._engine.draining:
@@ -303,7 +522,7 @@ class Socket:
             return 1000, math.inf
         return 1000, self._quiet_since + self._limits.idle_after_final
 
-    async def _send_each(self, frames: list[bytes]) -> None:
+    async def _send_each(self, payloads: list[bytes], *, binary: bool = False) -> None:
         """For servers that do not take a batch."""
-        for frame in frames:
-            await self._websocket.send(frame.decode())
+        for payload in payloads:
+            await self._websocket.send(payload if binary else payload.decode())

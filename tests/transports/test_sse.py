@@ -18,7 +18,7 @@ from hector_trio.errors import InvalidRequest, StoreUnavailable
 from hector_trio.sse import Decoder, Event
 from hector_trio.transports import sse
 from hector_trio.transports.sse import events, starting_point
-from tests.engines import Steered, agent
+from tests.engines import Steered, agent, wait_ended
 from tests.serving import Served, serving
 
 ASK = {"Accept": "text/event-stream"}
@@ -216,8 +216,10 @@ def test_a_reader_cannot_begin_beyond_a_live_log(after: int, last_event_id: int 
         starting_point(ended=False, last_seq=5, after=after, last_event_id=last_event_id)
 
 
-def test_events_are_numbered_from_the_first() -> None:
-    assert events([b"{}", b"[]"], 7) == b"id: 7\ndata: {}\n\nid: 8\ndata: []\n\n"
+def test_events_have_the_numbers_of_their_chunks() -> None:
+    assert events([b'{"taskId":"x","seq":7,"a":1}', b'{"taskId":"x","seq":8,"a":2}']) == (
+        b'id: 7\ndata: {"taskId":"x","seq":7,"a":1}\n\nid: 8\ndata: {"taskId":"x","seq":8,"a":2}\n\n'
+    )
 
 
 @pytest.mark.parametrize(("policy", "end"), [(None, "cancelled"), ("cancel", "cancelled"), ("continue", "completed")])
@@ -305,8 +307,7 @@ async def test_a_store_that_refuses_ends_streams_with_one_uncommitted_error_and_
         assert (answers[0].status_code, answers[0].json()["taskId"]) == (503, "x")
         store.append = append
         row = await store.get_task("local", "a", "x")
-        with trio.fail_after(5):
-            error = (await server.engine.wait(row)).error
+        error = (await wait_ended(server.engine, row)).error
         assert error is not None
         assert error.code == "store_unavailable"
 
