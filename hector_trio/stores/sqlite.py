@@ -100,6 +100,9 @@ def mark(connection: Connection) -> None:
 _SPARE = 4
 """How many times the size of the write-ahead log the disk must have free, or the log goes into the file at once."""
 
+_SETTLE_MS = 20
+"""How long emptying that log waits for whoever still reads from it: it is tried again after the next transaction."""
+
 
 def settle(connection: Connection, path: Path, error: Exception | None) -> bool:
     """Between two transactions of the writer: gives back the space of the write-ahead log where the disk needs it.
@@ -115,7 +118,12 @@ def settle(connection: Connection, path: Path, error: Exception | None) -> bool:
         roomy = disk.f_bavail * disk.f_frsize >= _SPARE * before
         if before == 0 or (roomy if error is None else not is_full(error)):
             return False
-        connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()  # type: ignore[union-attr]
+        driver: Any = connection.connection.driver_connection
+        driver.execute(f"PRAGMA busy_timeout={_SETTLE_MS}").close()
+        try:
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").close()
         return wal.stat().st_size < before
     except (OSError, sqlite3.Error, SQLAlchemyError):
         return False

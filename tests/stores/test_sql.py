@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +160,24 @@ async def test_where_the_disk_is_short_the_log_goes_into_the_file_before_it_is_t
         await sql.append([chunks(row.key, n + 1, b"x" * 20_000)])
         await sql.check()
         assert wal.stat().st_size < free / 4 + 100_000
+
+
+async def test_no_write_waits_for_another_programs_reader_where_the_disk_is_short(
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    await accept(sql)
+    wal = sql._opened.path.with_name(sql._opened.path.name + "-wal")
+    with closing(sqlite3.connect(sql._opened.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM tasks").fetchall()
+        with trio.fail_after(4):  # less than one wait for a lock that is wanted
+            for _ in range(10):
+                await sql.check()
+        kept = wal.stat().st_size
+    await sql.check()
+    await sql.check()  # between the two the log was emptied
+    assert wal.stat().st_size < kept
 
 
 async def test_a_write_that_the_log_left_no_room_for_is_tried_again_once_that_is_emptied(sql: SqlStore) -> None:
