@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import math
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, Protocol
@@ -130,6 +131,8 @@ class Engine:
         self._timers: list[tuple[float, int]] = []
         self._timers_moved = Wakeup()
         self._named: dict[tuple[str, str, str], Run] = {}
+        self._accepting: Counter[tuple[str, str, str]] = Counter()
+        """Names of tasks that the store is being given: it may have them before they have a run."""
         self._changed = trio.lowlevel.ParkingLot()
         self._turns = Turns()
         self._slots = trio.Semaphore(settings.limits.running)
@@ -192,19 +195,38 @@ class Engine:
             session_id=session_id,
             idempotency=order.idempotency,
         )
+        name = (new.owner, new.agent_id, new.task_id)
         turn = self._enter(order, new, session_id)
         accepted: Accepted | None = None
+        self._accepting[name] += 1
         try:
             accepted = await self.store.create_task(new)
+            if accepted.how == "created":
+                if turn is not None and request.multitask == "interrupt":
+                    self._interrupt(turn)
+                self._start(accepted.task, request, agent, turn, nursery if policy == "cancel" else None)
         finally:
+            self._accepting[name] -= 1
+            if not self._accepting[name]:
+                del self._accepting[name]
             if turn is not None and (accepted is None or accepted.how != "created"):
                 turn.leave()
-                self._changed.unpark_all()
-        if accepted.how == "created":
-            if turn is not None and request.multitask == "interrupt":
-                self._interrupt(turn)
-            self._start(accepted.task, request, agent, turn, nursery if policy == "cancel" else None)
+            self._changed.unpark_all()
+        while self._is_accepted(accepted.task):
+            await self._changed.park()
         return accepted
+
+    def _is_accepted(self, row: TaskRow) -> bool:
+        """Whether the store has the task and its run is about to start."""
+        name = (row.owner, row.agent_id, row.task_id)
+        return not row.ended and name in self._accepting and not self.is_unfinished(row)
+
+    async def find(self, owner: str, agent_id: str, task_id: str) -> TaskRow | None:
+        """A task by its name, as the store has it. One that has not ended, and is this instance's, has a run, or waits
+        for input, or has ended meanwhile: so it can be followed and stopped. Raises: StoreUnavailable."""
+        while (row := await self.store.get_task(owner, agent_id, task_id)) is not None and self._is_accepted(row):
+            await self._changed.park()
+        return row
 
     def _policy(self, order: Order, agent: Agent) -> str:
         """What happens when the task's viewers leave: as it asks, within what the agent and the server allow."""
@@ -220,7 +242,8 @@ class Engine:
         """Checks the limits and takes a place in the session's queue, in order of arrival."""
         limits = self._settings.limits
         # a repetition or a conflict: the store decides, whatever the limits say
-        named = (order.owner, order.agent_id, new.task_id) in self._named
+        name = (order.owner, order.agent_id, new.task_id)
+        named = name in self._named or name in self._accepting
         if self._waiting >= limits.queued and not named:
             raise RateLimited(f"{limits.queued} tasks wait already; no more are accepted now", retry_after=1)
         if session_id is None:
@@ -230,12 +253,11 @@ class Engine:
             raise SessionNotFound(f"There is no session {session_id!r}")
         queue = self._turns.waiting(session)
         if queue and order.request.multitask == "reject" and not named:
-            holder = queue[0].holder
-            task_id = holder.row.task_id if isinstance(holder, Run) else None
+            task_id = queue[0].task_id
             raise SessionBusy(f"The session is busy with task {task_id!r}", task_id=task_id, retry_after=1)
         if len(queue) > limits.queued_per_session and not named:
             raise RateLimited(f"{limits.queued_per_session} tasks wait in this session already", retry_after=1)
-        return self._turns.enter(session, next_up=order.request.multitask == "interrupt")
+        return self._turns.enter(session, new.task_id, next_up=order.request.multitask == "interrupt")
 
     def _interrupt(self, turn: Turn) -> None:
         first = self._turns.waiting(turn.session)[0]
@@ -327,7 +349,7 @@ class Engine:
             session = (row.owner, row.session_id)
             if self._turns.length(session) > limits.queued_per_session:
                 raise RateLimited(f"{limits.queued_per_session} tasks wait in this session already", retry_after=1)
-            turn = self._turns.enter(session)
+            turn = self._turns.enter(session, row.task_id)
         parked.answering = True
         accepted = None
         try:
@@ -647,14 +669,17 @@ class Engine:
 
     def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None, *, viewer: bool = False) -> Follower:
         """A reader of the task's log beyond ``after``; a context manager."""
-        live = row.key in self._runs or row.key in self._parked
-        log = self._log_of(row) if live else None
+        log = self._logs.get(row.key)
+        if log is None and (parked := self._parked.get(row.key)) is not None:
+            log = self._log_of(parked.row)  # the caller's row may be older
         return Follower(self.store, row, log, after=after, wakeup=wakeup, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
-        """The last committed seq."""
-        log = self._logs.get(row.key)
-        return row.last_seq if log is None else log.committed
+        """The last committed seq, as far as is known here: of a task that has ended since, the row's."""
+        if (log := self._logs.get(row.key)) is not None:
+            return log.committed
+        parked = self._parked.get(row.key)
+        return row.last_seq if parked is None else parked.row.last_seq
 
     def is_unfinished(self, row: TaskRow) -> bool:
         return row.key in self._runs or row.key in self._parked
@@ -736,7 +761,7 @@ class Engine:
         for start in range(0, len(appends), SWEEP_BATCH):
             await self.store.append(appends[start : start + SWEEP_BATCH])
         for row, request, agent in pending:
-            turn = None if row.session_id is None else self._turns.enter((row.owner, row.session_id))
+            turn = None if row.session_id is None else self._turns.enter((row.owner, row.session_id), row.task_id)
             self._start(row, request, agent, turn, None)
         if appends or pending:
             log.info("recovered", interrupted=len(appends), resumed=len(pending), waiting=len(self._parked))

@@ -10,12 +10,13 @@ import trio
 class Turn:
     """A place in a session's queue. The first in it may run; ``leave`` lets the next one."""
 
-    __slots__ = ("_event", "_turns", "holder", "interrupted", "session")
+    __slots__ = ("_event", "_turns", "holder", "interrupted", "session", "task_id")
 
-    def __init__(self, turns: Turns, session: Hashable) -> None:
+    def __init__(self, turns: Turns, session: Hashable, task_id: str) -> None:
         self._turns = turns
         self._event = trio.Event()
         self.session = session
+        self.task_id = task_id
         self.interrupted = False
         """Whether whoever comes to hold this place is to give way to a newer task."""
         self.holder: object = None
@@ -39,9 +40,9 @@ class Turns:
     def __init__(self) -> None:
         self._queues: dict[Hashable, list[Turn]] = {}
 
-    def enter(self, session: Hashable, *, next_up: bool = False) -> Turn:
+    def enter(self, session: Hashable, task_id: str, *, next_up: bool = False) -> Turn:
         """A place at the end, or with ``next_up`` right behind the task that has its turn now."""
-        turn = Turn(self, session)
+        turn = Turn(self, session, task_id)
         queue = self._queues.setdefault(session, [])
         if next_up and queue:
             queue.insert(1, turn)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from hector_trio.agents import Context
 from hector_trio.agents.function import SyncContext
@@ -28,7 +29,7 @@ from hector_trio.errors import (
     TaskExists,
 )
 from hector_trio.log import now_ms
-from hector_trio.stores import Append, Store
+from hector_trio.stores import Accepted, Append, NewTask, Store
 from hector_trio.task import TaskRow, fold
 from tests.engines import Steered, agent, engine_of, new_session, order, read_all, run, store_of, texts, wait_ended
 
@@ -857,3 +858,57 @@ async def test_an_interrupt_also_hits_a_task_that_is_still_being_accepted(store:
             with trio.fail_after(5):
                 ends = {text: (await engine.wait(row)).status for text, row in rows.items()}
             assert ends == {"old": "cancelled", "new": "completed"}
+
+
+class Late(Refusing):
+    """Has tasks before it says so, as a store in another thread does."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.has = trio.Event()
+        self.say = trio.Event()
+
+    async def create_task(self, new: NewTask) -> Accepted:
+        accepted = await self._store.create_task(new)
+        self.has.set()
+        await self.say.wait()
+        return accepted
+
+
+async def test_a_task_that_is_just_being_accepted_can_be_found_followed_and_stopped(store: Store) -> None:
+    late = Late(store)
+    steered = Steered()
+    found: list[TaskRow | None] = []
+    async with engine_of(late, agent(steered)) as engine, trio.open_nursery() as nursery:  # type: ignore[arg-type]
+
+        async def find() -> None:
+            found.append(await engine.find("o", "a", "t"))
+
+        nursery.start_soon(engine.submit, order("hi", task_id="t"))
+        await late.has.wait()
+        nursery.start_soon(find)
+        nursery.start_soon(engine.submit, order("hi", task_id="t"))
+        await wait_all_tasks_blocked(0.05)
+        assert not found
+        late.say.set()
+        with trio.fail_after(5):
+            while not found:
+                await trio.lowlevel.checkpoint()
+        (row,) = found
+        assert row is not None
+        assert (await engine.cancel(row)).status == "cancelled"
+        assert engine._accepting == {}
+
+
+async def test_who_is_refused_for_a_busy_session_learns_the_task_also_while_that_is_being_accepted(
+    store: Store,
+) -> None:
+    late = Late(store)
+    async with engine_of(late, agent(Steered())) as engine, trio.open_nursery() as nursery:  # type: ignore[arg-type]
+        session = await new_session(store)
+        nursery.start_soon(engine.submit, order("hi", session=session, task_id="t"))
+        await late.has.wait()
+        with pytest.raises(SessionBusy) as busy:
+            await engine.submit(order("other", session=session, multitask="reject"))
+        assert busy.value.task_id == "t"
+        late.say.set()

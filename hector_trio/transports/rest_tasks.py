@@ -171,7 +171,7 @@ async def delete_task(call: Call) -> Reply:
 
 
 async def _find(call: Call) -> TaskRow:
-    row = await call.services.engine.store.get_task(call.owner, call.ids["agentId"], call.ids["taskId"])
+    row = await call.services.engine.find(call.owner, call.ids["agentId"], call.ids["taskId"])
     if row is None:
         _check_agent(call)
         raise TaskNotFound(f"There is no task {call.ids['taskId']!r} of agent {call.ids['agentId']!r}")

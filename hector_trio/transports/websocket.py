@@ -428,7 +428,7 @@ class Socket:
             self._answering -= 1
 
     async def _find(self, task_id: str) -> TaskRow:
-        row = await self._engine.store.get_task(self._principal.owner, self._agent_id, task_id)
+        row = await self._engine.find(self._principal.owner, self._agent_id, task_id)
         if row is None:
             raise TaskNotFound(f"There is no task {task_id[:MAX_ECHO]!r}")
         return row
