@@ -130,6 +130,8 @@ class Engine:
         """Of tasks that run, and of those that wait for input and are read."""
         self._timers: list[tuple[float, int]] = []
         self._timers_moved = Wakeup()
+        self._ending = False
+        """Whether what runs is being ended: the grace of a drain is over."""
         self._named: dict[tuple[str, str, str], Run] = {}
         self._accepting: Counter[tuple[str, str, str]] = Counter()
         """Names of tasks that the store is being given: it may have them before they have a run."""
@@ -295,6 +297,8 @@ class Engine:
         self._parked.pop(row.key, None)
         self._waiting += 1
         self._changed.unpark_all()
+        if self._ending:  # it was accepted before the drain, slowly
+            _interrupt(run)
         (run.nursery or self._nursery).start_soon(self._run, run, name=f"run {row.agent_id}/{row.task_id}")
 
     def _log_of(self, row: TaskRow) -> TaskLog:
@@ -392,9 +396,19 @@ class Engine:
         self._set_timer(parked)
 
     def _set_timer(self, parked: Parked) -> None:
-        heapq.heappush(self._timers, (parked.deadline, parked.row.key))
-        if self._timers[0][1] == parked.row.key:
-            self._timers_moved.wake()
+        if parked.deadline < parked.timer:  # else the one that is set will find out
+            parked.timer = parked.deadline
+            heapq.heappush(self._timers, (parked.deadline, parked.row.key))
+            if self._timers[0][1] == parked.row.key:
+                self._timers_moved.wake()
+
+    async def _lift_shields(self) -> None:
+        """A detached run does not end with its connection; it ends, as all do, when everything is cancelled."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            for run in self._runs.values():
+                run.scope.shield = False
 
     async def _watch_parked(self) -> None:
         """Ends the tasks for whose input nobody waits any longer."""
@@ -402,10 +416,15 @@ class Engine:
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 await self._timers_moved.wait()
             while self._timers and self._timers[0][0] <= trio.current_time():
-                _, key = heapq.heappop(self._timers)
-                parked = self._parked.get(key)  # its time may have been moved since
-                if parked is not None and parked.deadline <= trio.current_time():
+                at, key = heapq.heappop(self._timers)
+                parked = self._parked.get(key)
+                if parked is None or parked.timer != at:
+                    continue  # it was answered, or has an earlier timer by now
+                parked.timer = math.inf
+                if parked.deadline <= trio.current_time():
                     self._end_parked(parked, parked.cut())
+                else:
+                    self._set_timer(parked)
 
     def _end_parked(self, parked: Parked, outcome: Outcome) -> None:
         """A run that only ends."""
@@ -455,8 +474,7 @@ class Engine:
                 if run.stopped is not None and self._observer is not None:
                     self._observer.cancelled(trio.current_time() - run.stopped_at)
                 if not asked:
-                    left = CLIENT_LEFT if run.nursery is not None else INTERRUPTED  # what a nursery that ends means
-                    outcome = outcome or run.stopped or left
+                    outcome = outcome or run.stopped or run.left()
                 await self._end(run, outcome, trio.current_time() - began)
 
     async def _execute(self, run: Run) -> Outcome:
@@ -675,13 +693,15 @@ class Engine:
         return Follower(self.store, row, log, after=after, wakeup=wakeup, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
-        """The last committed seq, as far as is known here: of a task that has ended since, the row's."""
+        """The last committed seq: what the row says, or what is known here, whichever is newer."""
         if (log := self._logs.get(row.key)) is not None:
-            return log.committed
+            return max(row.last_seq, log.committed)
         parked = self._parked.get(row.key)
-        return row.last_seq if parked is None else parked.row.last_seq
+        return row.last_seq if parked is None else max(row.last_seq, parked.row.last_seq)
 
     def is_unfinished(self, row: TaskRow) -> bool:
+        """Whether the task runs or waits here. Its row in the store may have ended already: the last commit is in the
+        store before the run learns of it."""
         return row.key in self._runs or row.key in self._parked
 
     def runs_in(self, row: TaskRow, nursery: trio.Nursery) -> bool:
@@ -823,11 +843,9 @@ class Engine:
             wakeup.wake()
         with trio.move_on_after(grace):
             await self._quiet()
+        self._ending = True
         for run in list(self._runs.values()):
-            if not run.begun and run.row.policy != "cancel":
-                run.park()
-            elif run.asked is None:
-                run.stop(INTERRUPTED)
+            _interrupt(run)
         with trio.move_on_after(FINISH_LIMIT):
             await self._quiet()
 
@@ -835,6 +853,14 @@ class Engine:
         """Returns when nothing runs. Final chunks that the store refuses are not waited for: recovery appends them."""
         while len(self._runs) > len(self._unfinished):
             await self._changed.park()
+
+
+def _interrupt(run: Run) -> None:
+    """Ends a run because the server stops, or leaves it to the next start if it has not begun."""
+    if not run.begun and run.row.policy != "cancel":
+        run.park()
+    elif run.asked is None:
+        run.stop(INTERRUPTED)
 
 
 def _session_of(row: TaskRow) -> tuple[str, str | None]:
@@ -881,6 +907,7 @@ async def open_engine(
                 nursery.start_soon(engine._sweep_for_ever)
                 nursery.start_soon(engine._repair)
                 nursery.start_soon(engine._watch_parked)
+                nursery.start_soon(engine._lift_shields)
                 try:
                     yield engine
                 finally:

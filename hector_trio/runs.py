@@ -105,6 +105,12 @@ class Run:
         if not self.scope.cancel_called:
             self.scope.deadline = self.deadline
 
+    def left(self) -> Outcome:
+        """How it ends when the nursery ends in which it lives."""
+        if self.log.failure is not None:
+            return STORE_REFUSED
+        return CLIENT_LEFT if self.nursery is not None else INTERRUPTED
+
     def cut(self) -> Outcome:
         """How it ends when its scope was cancelled and nobody decided: its store refused, or a time is over."""
         if self.log.failure is not None:
@@ -126,6 +132,8 @@ class Parked:
         """Whether an answer is being accepted."""
         self.stopped: Outcome | None = None
         """How it is to end, decided meanwhile."""
+        self.timer = math.inf
+        """When somebody looks after it."""
         self._grace = grace_of(row.policy)
         self._left_at = math.inf
 

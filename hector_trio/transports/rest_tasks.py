@@ -203,7 +203,8 @@ async def _stream(call: Call, row: TaskRow, after: int, last_event_id: int | Non
     if not row.ended and max(after, last_event_id or 0) > engine.last_seq(row):
         # The task may have moved on and ended since its row was read.
         row = await engine.store.get_task_by_key(row.key) or row
-    begin = starting_point(ended=row.ended, last_seq=engine.last_seq(row), after=after, last_event_id=last_event_id)
+    ended = row.ended and not engine.is_unfinished(row)
+    begin = starting_point(ended=ended, last_seq=engine.last_seq(row), after=after, last_event_id=last_event_id)
     if begin is None:
         return Reply(204)
     if call.method == "HEAD":

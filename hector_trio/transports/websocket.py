@@ -362,7 +362,8 @@ class Socket:
         if not row.ended and frame.after > self._engine.last_seq(row):
             row = await self._engine.store.get_task_by_key(row.key) or row  # it may have moved on and ended since
         last = self._engine.last_seq(row)
-        begin = starting_point(ended=row.ended, last_seq=last, after=frame.after, last_event_id=None)
+        ended = row.ended and not self._engine.is_unfinished(row)
+        begin = starting_point(ended=ended, last_seq=last, after=frame.after, last_event_id=None)
         view = self._follow(row, begin or 0, viewing)
         view.answer = encode(Ok("attach", row.task_id, status=view.follower.status, last_seq=view.follower.last_seq))
         self._wakeup.wake()
