@@ -28,7 +28,7 @@ from hector_trio.stores.schema import NEVER, REMOVED, idempotency, messages, seg
 SLICE_SECONDS: Final = 0.01
 """How long a transaction goes on removing rows, while others wait for the writer."""
 
-_ROWS: Final = 4
+_ROWS: Final = 2
 """How many segments or messages go before the first look at the clock; twice as many before each further one, so that
 small ones go fast and large ones not much longer than a slice."""
 
