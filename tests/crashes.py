@@ -8,7 +8,8 @@ import signal
 import socket
 import sqlite3
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,20 @@ llms:
 agents:
   paced: {llm: paced}
   burst: {llm: burst}
+  asks: {type: python, function: asks.py:asks}
 """
 
-AGENTS = ("paced", "burst")
+ASKS = """
+async def asks(ctx):
+    count = 0 if ctx.resume is None else ctx.resume.saved
+    await ctx.emit_text(f"{count} {None if ctx.resume is None else ctx.resume.answer} ")
+    if count < 3:
+        await ctx.ask(f"question {count}", saved=count + 1)
+    await ctx.emit_bytes(bytes(range(256)), "application/octet-stream")
+"""
+"""An agent that asks three times."""
+
+AGENTS = ("paced", "burst", "asks")
 OWNER = "local"
 LEFT: tuple[type[BaseException], ...] = (
     httpx2.TransportError,
@@ -74,6 +86,9 @@ class Witness:
         self.joined: dict[tuple[str, str], list[Seen]] = {}
         self.ended: dict[tuple[str, str], Any] = {}
         """Tasks as they were told when they had ended."""
+        self.answered: Counter[tuple[str, str]] = Counter()
+        """How many answers of a task were accepted."""
+        self.detached: set[tuple[str, str]] = set()
         self.sessions: dict[str, int] = {}
         """Of each session the number that was last put into its state."""
         self.deleted: set[str] = set()
@@ -103,18 +118,23 @@ class Witness:
         if task["status"] in ("completed", "failed", "cancelled"):
             self.ended[agent, task["taskId"]] = task
 
-    def saw(self, agent: str, lines: list[bytes], after: int = 0) -> None:
-        """What one viewer was sent, of one task or of several: each from ``after`` on, without a hole."""
+    def saw(self, agent: str, lines: list[bytes], begins: Mapping[str, int]) -> None:
+        """What one viewer was sent, of one task or of several: each without a hole, from the beginning on or from
+        behind where it ``begins``."""
         last: dict[str, int] = {}
-        again = after > 0 and len(lines) == 1  # whoever has it all is told the final chunk once more
         for line in lines:
+            if line.startswith(b'{"type":'):
+                self._answered(agent, json.loads(line))
+                continue
             chunk = _seen.decode(line)
             if chunk.seq == 0:
                 assert chunk.final, line
                 assert chunk.code in ("draining", "store_unavailable", "rate_limited", "gone"), line
                 continue
-            before = last.get(chunk.task_id, after)
-            assert (chunk.first_seq or chunk.seq) == before + 1 or (again and chunk.final), (before, line)
+            first, begin = chunk.first_seq or chunk.seq, begins.get(chunk.task_id, 0)
+            # whoever has it all is told the final chunk once more
+            again = chunk.final and begin > 0 and chunk.task_id not in last
+            assert first == last.get(chunk.task_id, begin) + 1 or again, (begins, last, line)
             last[chunk.task_id] = chunk.seq
             name = (agent, chunk.task_id)
             self.accepted(*name)
@@ -122,6 +142,15 @@ class Witness:
                 self.joined.setdefault(name, []).append(chunk)
             else:
                 assert self.chunks[name].setdefault(chunk.seq, line) == line, "two viewers were told different things"
+
+    def _answered(self, agent: str, frame: Any) -> None:
+        """The answer to a control frame."""
+        if frame["type"] == "ok" and "taskId" in frame:
+            self.accepted(agent, frame["taskId"])
+            if frame["of"] == "input":
+                self.answered[agent, frame["taskId"]] += 1
+            elif frame["of"] == "detach":
+                self.detached.add((agent, frame["taskId"]))
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -179,8 +208,8 @@ class Crowd:
         self._rng = rng
         self._life = life
         self._names: list[tuple[str, str]] = []
-        self._heard: list[tuple[str, bytes, int | None]] = []
-        """Of each stream the agent, what was received, and of server-sent events where they were to begin."""
+        self._heard: list[tuple[str, list[bytes], Mapping[str, int]]] = []
+        """Of each stream the agent, what was received, and where it was to begin."""
 
     async def come(self, clients: int) -> None:
         """Returns when the server is gone and every client has noticed."""
@@ -191,12 +220,8 @@ class Crowd:
             for number in range(clients):
                 kinds = (self._socket, self._socket, self._stream, self._follow, self._session, self._ask)
                 nursery.start_soon(self._live, kinds[number % len(kinds)], http)
-        for agent, received, after in self._heard:
-            if after is None:
-                lines = [line for line in frames_in(received) if line.startswith(b'{"taskId"')]
-            else:
-                lines = events_in(received)
-            self._witness.saw(agent, lines, after or 0)
+        for heard in self._heard:
+            self._witness.saw(*heard)
 
     async def _live(self, kind: Any, http: httpx2.AsyncClient) -> None:
         with suppress(*LEFT):
@@ -210,10 +235,10 @@ class Crowd:
         task: dict[str, Any] = {
             "taskId": self._names[-1][1],
             "input": {"type": "text/plain", "content": f"Count to {rng.randrange(1, most)}"},
-            "onDisconnect": rng.choice(["cancel", "continue"]),
+            "onDisconnect": rng.choice(["cancel", "continue", {"graceMs": 100}, {"graceMs": 60_000}]),
         }
         alive = [each for each in self._witness.sessions if each not in self._witness.doomed]
-        if alive and rng.random() < 0.4:
+        if agent == "paced" and alive and rng.random() < 0.4:
             task["context"] = {"sessionId": rng.choice(alive)}
             task["multitask"] = rng.choice(["enqueue", "enqueue", "interrupt"])
         return task
@@ -222,10 +247,11 @@ class Crowd:
         return self._rng.choice(self._names[-50:]) if self._names else None
 
     async def _socket(self, http: httpx2.AsyncClient) -> None:
-        """A WebSocket with a few tasks, that stays, cancels, or leaves in one of the ways there are."""
-        rng, agent = self._rng, "paced"  # its session's agent
+        """A WebSocket with a few tasks, also somebody else's, that stays, cancels, detaches, answers, or leaves in one
+        of the ways there are."""
+        rng, agent = self._rng, self._rng.choice(("paced", "asks"))
         peer = RawPeer(await self._connect())
-        names: list[str] = []
+        begins: dict[str, int] = {}
         try:
             await peer.stream.send_all(
                 f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {self._address}\r\nUpgrade: websocket\r\n"
@@ -234,27 +260,37 @@ class Crowd:
             )
             for _ in range(rng.randrange(1, 4)):
                 task = self._task(agent)
-                names.append(task["taskId"])
+                begins[task["taskId"]] = 0
                 await peer.send_text(json.dumps(task))
+            names = list(begins)
+            known = self._known()
+            if known is not None and known[0] == agent and known[1] not in begins:
+                begins[known[1]] = rng.choice([0, rng.randrange(30)])
+                await self._control(peer, "attach", known[1], after=begins[known[1]])
             await self._hear(peer.stream, peer.received, rng.randrange(0, 60_000))
-            way = rng.choice(["cancel", "close", "fin", "rst", "stay"])
-            if way == "cancel":
-                await peer.send_text(json.dumps({"type": "cancel", "taskId": rng.choice(names)}))
+            way = rng.choice(["input", "input", "cancel", "detach", "close", "fin", "rst", "stay"])
+            if way == "input":
+                for name in names:
+                    await self._control(peer, "input", name, input={"content": "an answer"})
+                await self._hear(peer.stream, peer.received, rng.randrange(0, 60_000))
+            elif way in ("cancel", "detach"):
+                await self._control(peer, way, rng.choice(names))
             elif way != "stay":
                 await peer.leave(way)
             if way != "rst":
                 await self._hear(peer.stream, peer.received, 1 << 30)
         finally:
-            self._heard.append((agent, bytes(peer.received), None))
+            self._heard.append((agent, list(frames_in(bytes(peer.received))), begins))
             await trio.aclose_forcefully(peer.stream)
+
+    async def _control(self, peer: RawPeer, kind: str, task_id: str, **members: Any) -> None:
+        await peer.send_text(json.dumps({"type": kind, "taskId": task_id, **members}))
 
     async def _stream(self, http: httpx2.AsyncClient) -> None:
         """A POST that is answered by a stream."""
         agent = self._rng.choice(AGENTS)
         task = self._task(agent)
-        if agent != "paced":
-            task.pop("context", None)
-        await self._events("POST", f"/agents/{agent}/tasks", agent, json.dumps(task).encode())
+        await self._events("POST", f"/agents/{agent}/tasks", agent, json.dumps(task).encode(), {task["taskId"]: 0})
 
     async def _follow(self, http: httpx2.AsyncClient) -> None:
         """A viewer of somebody else's task, from somewhere on."""
@@ -264,13 +300,13 @@ class Crowd:
             return
         agent, task_id = known
         after = self._rng.choice([0, self._rng.randrange(30)])
-        await self._events("GET", f"/agents/{agent}/tasks/{task_id}/events?after={after}", agent, b"", after)
+        await self._events("GET", f"/agents/{agent}/tasks/{task_id}/events?after={after}", agent, b"", {task_id: after})
 
     async def _connect(self) -> trio.SocketStream:
         host, _, port = self._address.rpartition(":")
         return await trio.open_tcp_stream(host, int(port))
 
-    async def _events(self, method: str, path: str, agent: str, body: bytes, after: int = 0) -> None:
+    async def _events(self, method: str, path: str, agent: str, body: bytes, begins: Mapping[str, int]) -> None:
         received = bytearray()
         async with await self._connect() as stream:
             try:
@@ -282,7 +318,7 @@ class Crowd:
                 if self._rng.random() < 0.3:
                     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             finally:
-                self._heard.append((agent, bytes(received), after))
+                self._heard.append((agent, events_in(bytes(received)), begins))
 
     async def _hear(self, stream: trio.SocketStream, received: bytearray, enough: int) -> None:
         """Reads until there is enough, the server has closed, or nothing is to be expected any more."""
@@ -323,11 +359,16 @@ class Crowd:
         """Plain requests: one that waits for its answer, a look, a cancel."""
         witness, rng = self._witness, self._rng
         agent = rng.choice(AGENTS)
-        answer = await http.post(
-            f"/agents/{agent}/tasks", json={"input": {"content": f"Count to {rng.randrange(1, 30)}"}}
-        )
-        if answer.status_code == 200:
+        task = {"input": {"content": f"Count to {rng.randrange(1, 30)}"}}
+        answer = await http.post(f"/agents/{agent}/tasks", json=task)
+        while answer.status_code == 200:
             witness.told(agent, answer.json())
+            if answer.json()["status"] != "input_required" or rng.random() < 0.2:
+                break
+            path = f"/agents/{agent}/tasks/{answer.json()['taskId']}/input"
+            answer = await http.post(path, json={"input": {"content": "an answer"}})
+            if answer.status_code == 200:
+                witness.answered[agent, answer.json()["taskId"]] += 1
         known = self._known()
         if known is not None:
             agent, task_id = known
@@ -338,7 +379,7 @@ class Crowd:
                 witness.told(agent, answer.json())
             elif answer.status_code == 200:
                 lines = [bytes(line) for line in msgspec.json.decode(answer.content, type=Chunks).chunks]
-                witness.saw(agent, lines)
+                witness.saw(agent, lines, {})
 
 
 class Chunks(msgspec.Struct):
@@ -370,6 +411,7 @@ async def torment(folder: Path, rounds: int, seed: int, *, clients: int = 48) ->
     rng = random.Random(seed)
     witness = Witness()
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "asks.py").write_text(ASKS)
     for number in range(rounds):
         # the first lives end while the store is being made
         when = "start" if number < 2 else rng.choice(["start", "migration", "shutdown", "load", "load", "load"])
@@ -494,9 +536,17 @@ async def check_task(store: SqlStore, row: TaskRow, witness: Witness, *, ended: 
     if row.ended:
         folded = fold(chunks)
         assert (row.status, row.output, row.error) == (folded.status, folded.output(), folded.error)
+    elif row.status == "input_required":
+        assert row.question is not None
+        assert chunks[-1].content == {"status": "input_required", "prompt": row.question.question}
     else:
         assert not ended, row
     name = (row.agent_id, row.task_id)
+    asked = sum(chunk.chunk_type == "metadata" and "prompt" in chunk.content for chunk in chunks)
+    assert witness.answered[name] <= asked - (row.status == "input_required"), "an answer was forgotten"
+    if name in witness.detached:
+        assert row.ended or row.policy != "cancel"
+        assert row.policy != "continue" or not row.ended or chunks[-1].reason != "client_left"
     for seq, line in witness.chunks[name].items():
         assert seq <= len(lines), f"chunk {seq} of {name} was received and is gone: {line!r}"
         assert lines[seq - 1] == line
