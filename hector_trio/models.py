@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -112,6 +113,15 @@ class Chunk(Struct, frozen=True, rename="camel"):
     media_type: str | UnsetType = UNSET
     encoding: Literal["base64"] | UnsetType = UNSET
     retryable: bool | UnsetType = UNSET
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of a chunk that has a ``media_type``, whichever way they came. Raises ValueError for any other."""
+        if isinstance(self.content, bytes):
+            return self.content
+        if self.encoding is UNSET or not isinstance(self.content, str):
+            raise ValueError(f"Chunk {self.seq} of task {self.task_id!r} holds no bytes")
+        return base64.b64decode(self.content)
 
 
 class SessionRequest(Struct, frozen=True, rename="camel"):

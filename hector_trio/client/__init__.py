@@ -8,20 +8,25 @@
             async for chunk in chunks:
                 print(chunk.content if chunk.chunk_type == "text" else "", end="")
 
+A stream whose connection is lost is resumed where it broke, by itself, also over a restart of the server: each chunk
+comes exactly once. Leaving a stream before its end cancels the task.
+
 A refusal by the server raises the error of ``hector_trio.errors`` that has its code (``AgentNotFound``,
 ``SessionBusy`` …), or ``RemoteError`` where this client does not know the code. A server that cannot be reached, or a
-connection that is lost, raises ``ConnectionFailed``. A task that *fails* raises nothing: it is a task with an
-``error``, a stream whose last chunk is one.
+connection that is lost and cannot be mended, raises ``ConnectionFailed``. A task that *fails* raises nothing: it is a
+task with an ``error``, a stream whose last chunk is one.
 
 Deadlines are the caller's: ``with trio.fail_after(30): await client.run(...)``.
 """
 
 from __future__ import annotations
 
+import math
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -29,16 +34,27 @@ import httpx2
 import trio
 
 from hector_trio.client.addresses import is_loopback, parse, path_of
-from hector_trio.client.bodies import OnDisconnect, T, TaskOptions, decode, encode, given, task_request
+from hector_trio.client.bodies import OnDisconnect, T, TaskOptions, content_of, decode, encode, given, task_request
 from hector_trio.client.errors import ConnectionFailed, RemoteError, UnexpectedAnswer, mapped, refusal
 from hector_trio.client.events import EventChunks, open_events
-from hector_trio.client.limits import ANSWER_LIMIT, CLOSE_LIMIT, CONNECT_LIMIT, PAGE_SIZE
-from hector_trio.client.stream import ChunkStream
+from hector_trio.client.exchange import Exchange
+from hector_trio.client.limits import (
+    ANSWER_LIMIT,
+    CLOSE_LIMIT,
+    CONNECT_LIMIT,
+    GRACE,
+    PAGE_SIZE,
+    RECONNECT_LIMIT,
+    WINDOW,
+)
+from hector_trio.client.reconnecting import Retry
+from hector_trio.client.stream import ChunkStream, open_stream
 from hector_trio.client.websocket import open_socket
 from hector_trio.errors import InvalidRequest
 from hector_trio.models import (
     AgentCard,
     AgentList,
+    GraceMs,
     Json,
     Message,
     MessageList,
@@ -55,6 +71,7 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "EventChunks",
+    "GraceMs",
     "OnDisconnect",
     "RemoteError",
     "TaskOptions",
@@ -67,6 +84,7 @@ class Client:
 
     Use it as an async context manager; leaving it closes every connection. It may be used by many tasks at once.
     ``url`` may have a path, when a proxy serves hector under one. ``token`` goes as bearer token with every request.
+    ``reconnect_limit``: seconds that a stream tries to mend its connection without getting any further; 0: not at all.
     ``ssl_context`` replaces the default one of https and wss, for a private CA. REST requests go through the proxy that
     the environment names (``HTTPS_PROXY``, ``NO_PROXY``), except to this machine; WebSockets go directly.
 
@@ -79,8 +97,11 @@ class Client:
         *,
         token: str | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        reconnect_limit: float = RECONNECT_LIMIT,
     ) -> None:
         self._address = parse(url)
+        if not 0 <= reconnect_limit < math.inf:
+            raise InvalidRequest(f"reconnect_limit must be 0 or more seconds: {reconnect_limit!r}")
         self._headers = {"user-agent": "hector_trio"}
         if token is not None:
             if not token.isascii() or not token.isprintable() or " " in token or not token:
@@ -92,6 +113,7 @@ class Client:
             unused = local and not self._address.tls
             ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if unused else httpx2.create_ssl_context()
         self._ssl_context = ssl_context
+        self._reconnect_limit = reconnect_limit
         self._http = httpx2.AsyncClient(
             headers=self._headers,
             verify=ssl_context,
@@ -202,6 +224,7 @@ class Client:
     ) -> Task:
         """Runs an agent and waits until the task has ended, well or not: see ``status`` and ``error``.
 
+        Or until it asks something: then its status is ``input_required``, its ``prompt`` what it asks; see ``answer``.
         ``content``: text, a ``Content`` with its media type, or anything that JSON can say. A cancel, or a lost
         connection, leaves the task running unless ``on_disconnect`` is ``"cancel"``. ``idempotency_key`` makes it safe
         to repeat the call.
@@ -226,6 +249,17 @@ class Client:
         body = task_request(content, "continue", options)
         return await self._post_task(agent_id, body, idempotency_key, waits=False)
 
+    async def answer(self, agent_id: str, task_id: str, content: Any) -> Task:
+        """Answers what a task asks, and waits until it has ended or asks again, as ``run`` does.
+
+        ``content`` as for ``run``. A cancel, or a lost connection, leaves open whether the answer was taken: ``task``
+        tells. Raises: TaskNotFound, NotWaiting, InvalidRequest, RateLimited, Draining, StoreUnavailable.
+        """
+        body = {"input": content_of(content)}
+        return decode(
+            Task, await self._request("POST", "agents", agent_id, "tasks", task_id, "input", body=body, waits=True)
+        )
+
     async def task(self, agent_id: str, task_id: str) -> Task:
         """Raises: AgentNotFound, TaskNotFound."""
         return await self._get(Task, "agents", agent_id, "tasks", task_id)
@@ -247,39 +281,55 @@ class Client:
     def events(self, agent_id: str, task_id: str, after: int = 0) -> AbstractAsyncContextManager[EventChunks]:
         """Follows a task that exists: its chunks with a ``seq`` above ``after``, those to come included.
 
-        Leaving stops following and leaves the task alone. Raises: TaskNotFound, InvalidRequest (a running task has not
-        come as far as ``after``); iterating raises ConnectionFailed when the stream is lost before the final chunk.
+        A lost connection is made again, and each chunk comes once. Leaving stops following and leaves the task alone.
+        Raises: TaskNotFound, InvalidRequest (a running task has not come as far as ``after``); iterating raises
+        ConnectionFailed when the connection cannot be mended.
         """
-        return open_events(self._http, self._url("agents", agent_id, "tasks", task_id, "events"), after)
+        url = self._url("agents", agent_id, "tasks", task_id, "events")
+        return open_events(self._http, url, after, Retry(url, self._reconnect_limit))
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         agent_id: str,
         content: Any,
         *,
         on_disconnect: OnDisconnect | None = None,
+        window: int = WINDOW,
+        binary: bool = False,
         **options: Unpack[TaskOptions],
-    ) -> AsyncIterator[ChunkStream]:
+    ) -> AbstractAsyncContextManager[ChunkStream]:
         """Runs an agent and gives its chunks as they come, over a WebSocket of its own.
 
-        Leaving the block before the final chunk, or a cancel, closes the socket: the server then cancels the run,
-        unless ``on_disconnect`` is ``"continue"``. Leaving waits at most ``CLOSE_LIMIT`` seconds, a cancel not at all.
-        Options as for ``run``; a ``task_id`` is made up when none is given.
+        A lost connection is made again and resumed; the server is asked to let the task run on for 30 seconds without
+        one, unless ``on_disconnect`` says otherwise: ``GraceMs(ms)``, ``"continue"`` for as long as it takes, or
+        ``"cancel"`` at once.
+        Leaving the block before the final chunk, also by a cancel, cancels the task, unless ``on_disconnect`` is
+        ``"continue"`` or it was told to ``detach``. It takes at most ``CLOSE_LIMIT`` seconds.
+
+        ``window``: chunks that may wait here for the reader; one that is slow delays nobody. ``binary``: bytes come as
+        they are, not in base64; ``Chunk.data`` has them in both cases. Options as for ``run``; a ``task_id`` is made up
+        when none is given. One that was used before is no good for this: when the connection is lost before the first
+        chunk, it cannot be told whether the task that has ended under it is the new one.
         Raises when entered: AgentNotFound, Unauthorized, Forbidden, Draining, ConnectionFailed. The refusal of the task
         itself is raised by the iteration: see ``ChunkStream``.
         """
+        if window < 1:
+            raise InvalidRequest(f"window must be 1 or more chunks: {window!r}")
+        if on_disconnect is None and self._reconnect_limit > 0:
+            on_disconnect = GraceMs(int(GRACE * 1000))
         task_id = options.get("task_id") or str(uuid.uuid4())
         body = task_request(content, on_disconnect, {**options, "task_id": task_id})
+        encode(body)  # what cannot be said is to be told here, not when it is said
         path = self._address.path + path_of("agents", agent_id, "stream")
-        async with open_socket(self._address, path, self._headers, self._ssl_context) as socket:
-            chunks = ChunkStream(socket, task_id, self._address.socket_url + path)
-            try:
-                await chunks._send(body)
-                yield chunks
-            finally:
-                with trio.move_on_after(CLOSE_LIMIT):
-                    await socket.aclose()
+        url = self._address.socket_url + path
+        return open_stream(
+            partial(open_socket, self._address, path, self._headers, self._ssl_context),
+            Exchange(body, window, binary=binary, url=url),
+            window,
+            Retry(url, self._reconnect_limit),
+            cancels=on_disconnect != "continue",
+            cancel=partial(self.cancel, agent_id, task_id),
+        )
 
     # --- requests
 

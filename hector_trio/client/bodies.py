@@ -7,13 +7,13 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 import httpx2
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, field
 
 from hector_trio.client.errors import UnexpectedAnswer, error_of
 from hector_trio.errors import HectorError, InvalidRequest
-from hector_trio.models import Chunk, Content, Json
+from hector_trio.models import Chunk, Content, GraceMs, Json
 
-OnDisconnect = Literal["cancel", "continue"]
+OnDisconnect = Literal["cancel", "continue"] | GraceMs
 T = TypeVar("T")
 
 
@@ -40,9 +40,13 @@ def given(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
+def content_of(content: Any) -> Content:
+    if isinstance(content, Content):
+        return content
+    return Content("text/plain" if isinstance(content, str) else "application/json", content)
+
+
 def task_request(content: Any, on_disconnect: OnDisconnect | None, options: TaskOptions) -> Json:
-    if not isinstance(content, Content):
-        content = Content("text/plain" if isinstance(content, str) else "application/json", content)
     limit = options.get("timeout_seconds")
     if limit is not None and not 0 < limit < math.inf:
         raise InvalidRequest(f"timeout_seconds must be above 0: {limit!r}")
@@ -51,7 +55,7 @@ def task_request(content: Any, on_disconnect: OnDisconnect | None, options: Task
     )
     return given(
         taskId=options.get("task_id"),
-        input=content,
+        input=content_of(content),
         parameters=options.get("parameters"),
         context=context or None,
         timeoutMs=None if limit is None else math.ceil(limit * 1000),
@@ -74,31 +78,60 @@ def decode(kind: type[T], response: httpx2.Response) -> T:
         raise UnexpectedAnswer(f"{response.url} does not answer like a hector server ({error})") from None
 
 
-class _Control(Struct):
-    """A frame that is no chunk."""
+class Control(Struct):
+    """A frame that is no chunk: the answer to a control frame."""
 
     type: str
+    of: str = ""
     code: str = ""
     detail: str = ""
+    status: str = ""
+    last_seq: int = field(default=0, name="lastSeq")
 
 
 _chunks = msgspec.json.Decoder(Chunk)
-_controls = msgspec.json.Decoder(_Control)
+_controls = msgspec.json.Decoder(Control)
 
 
-def decode_frame(message: str | bytes, url: str) -> Chunk | None:
-    """A chunk, or None for the good answer to a control frame. Raises the error of a bad one, and UnexpectedAnswer."""
+def decode_frame(message: str | bytes, url: str) -> Chunk | Control:
+    """Raises: UnexpectedAnswer."""
+    if isinstance(message, bytes):
+        return _decode_binary(message, url)
     try:
         return _chunks.decode(message)
     except (msgspec.DecodeError, RecursionError):
         pass
     try:
-        control = _controls.decode(message)
+        return _controls.decode(message)
     except (msgspec.DecodeError, RecursionError):
         raise UnexpectedAnswer(f"{url} sent what is no chunk") from None
-    if control.type == "error":
-        raise error_of(control.code, control.detail, status=0, retryable=False)
-    return None
+
+
+def _decode_binary(frame: bytes, url: str) -> Chunk:
+    """A chunk of bytes: version, flags, task id, seq, media type, payload (PROTOCOL section 4)."""
+    try:
+        if frame[0] != 1:
+            raise UnexpectedAnswer(f"{url} sent a binary frame of version {frame[0]}")
+        at = 3 + frame[2]
+        task_id = frame[3:at].decode("ascii")
+        seq = int.from_bytes(frame[at : at + 8], "big")
+        end = at + 9 + frame[at + 8]
+        media_type = frame[at + 9 : end].decode()
+    except (IndexError, UnicodeDecodeError):
+        end, task_id, seq, media_type = len(frame) + 1, "", 0, ""
+    if end > len(frame) or seq == 0:
+        raise UnexpectedAnswer(f"{url} sent a binary frame that cannot be read")
+    return Chunk(task_id, seq, "data", frame[end:], "", media_type=media_type)
+
+
+def check_next(chunk: Chunk, reached: int, url: str) -> None:
+    """Raises: UnexpectedAnswer unless ``chunk`` goes on right after ``reached``, joined or not, or tells of a gap."""
+    first = chunk.seq if chunk.first_seq is UNSET else chunk.first_seq
+    if first > reached + 1 and chunk.chunk_type == "metadata" and isinstance(chunk.content, dict):
+        gap = chunk.content.get("gap")
+        first = gap.get("from", first) if isinstance(gap, dict) else first
+    if first != reached + 1 or chunk.seq < first:
+        raise UnexpectedAnswer(f"{url} sent chunk {first} to {chunk.seq} after {reached}")
 
 
 def refused(chunk: Chunk, task_id: str) -> HectorError:

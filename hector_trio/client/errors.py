@@ -7,7 +7,7 @@ import ssl
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import httpx2
 import msgspec
@@ -136,3 +136,24 @@ def mapped(url: str) -> Iterator[None]:
         raise ConnectionFailed(f"Cannot reach {url}: {why(error)}", url=url) from error
     except httpx2.DecodingError as error:
         raise UnexpectedAnswer(f"{url} sent what cannot be decompressed") from error
+
+
+def reraise(error: BaseException) -> NoReturn:
+    """Raises ``error`` with the context that it had."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error, context
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Around a nursery: what one exception in its group was, as it came."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        reraise(group.exceptions[0])

@@ -1,7 +1,8 @@
-"""A WebSocket to the server: opened, watched while it opens, and its failures as ours."""
+"""A WebSocket to the server: opened, watched for silence, always closed, and its failures as ours."""
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -13,24 +14,30 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, HandshakeError,
 from wsproto.utilities import ProtocolError
 
 from hector_trio.client.addresses import Address
-from hector_trio.client.errors import ConnectionFailed, refusal, why
-from hector_trio.client.limits import CONNECT_LIMIT, MAX_MESSAGE, UNREAD_CHUNKS
+from hector_trio.client.bodies import encode
+from hector_trio.client.errors import ConnectionFailed, refusal, reraise, why
+from hector_trio.client.limits import CONNECT_LIMIT, MAX_MESSAGE, SILENCE
 from hector_trio.errors import HectorError
+from hector_trio.models import Json
+
+_UNREAD_FRAMES: Final = 16
+"""Frames that have come and are not looked at yet."""
 
 
 @asynccontextmanager
 async def open_socket(
     address: Address, path: str, headers: Mapping[str, str], ssl_context: ssl.SSLContext
-) -> AsyncIterator[WebSocketConnection]:
+) -> AsyncIterator[Socket]:
     """A WebSocket and its reader. Leaving just hangs up: who wants to part in order awaits its ``aclose`` before."""
     url = address.socket_url + path
+    # The stream is ours: the library leaves it open when the server closes or refuses.
     stream = _Watched(await _connect(address, url, ssl_context))
     opened = False
     try:
         async with trio.open_nursery() as nursery:
-            socket = await _handshake(nursery, stream, address, path, headers)
+            connection = await _handshake(nursery, stream, address, path, headers)
             opened = True
-            yield socket
+            yield Socket(connection, stream, url)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         # What went wrong on the wire is told as ours; what the caller raised leaves as it came, not in a group.
@@ -39,10 +46,55 @@ async def open_socket(
             assert wire is not None
             raise _wire_error(_first(wire), url, opened=opened) from None
         if len(own.exceptions) > 1:
-            raise
-        _reraise(own.exceptions[0])
+            raise own from None
+        reraise(own.exceptions[0])
     finally:
         await trio.aclose_forcefully(stream)
+
+
+class Socket:
+    """A WebSocket that is over, too, when nothing is heard from the server any more."""
+
+    def __init__(self, connection: WebSocketConnection, stream: _Watched, url: str) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._url = url
+
+    @property
+    def heard_at(self) -> float:
+        """When the last byte has come."""
+        return self._stream.heard_at
+
+    async def receive(self) -> str | bytes:
+        """Raises: ConnectionFailed, with the Close frame's code."""
+        asked_at = -math.inf
+        while True:
+            heard_at = self.heard_at
+            asked = asked_at >= heard_at
+            with trio.move_on_at(heard_at + (SILENCE if asked else SILENCE / 2)):
+                try:
+                    return await self._connection.get_message()
+                except ConnectionClosed as closed:
+                    raise _lost(self._url, closed) from None
+            if self.heard_at > heard_at:
+                continue
+            if asked:
+                silence = f"{self._url}: lost before the end (nothing was heard for {SILENCE:g} seconds)"
+                raise ConnectionFailed(silence, url=self._url, close_code=1006)
+            asked_at = trio.current_time()
+            with trio.move_on_after(SILENCE / 2):
+                await self.send({"type": "ping"})
+
+    async def send(self, frame: Json) -> None:
+        """Raises: ConnectionFailed; InvalidRequest for what JSON cannot say."""
+        try:
+            await self._connection.send_message(encode(frame).decode())
+        except ConnectionClosed as closed:
+            raise _lost(self._url, closed) from None
+
+    async def aclose(self) -> None:
+        """Says goodbye and waits for the server to do so."""
+        await self._connection.aclose()
 
 
 async def _connect(address: Address, url: str, ssl_context: ssl.SSLContext) -> trio.abc.Stream:
@@ -82,7 +134,7 @@ async def _handshake(
             address.host_header,
             path,
             extra_headers=[(name.encode(), value.encode()) for name, value in headers.items()],
-            message_queue_size=UNREAD_CHUNKS,
+            message_queue_size=_UNREAD_FRAMES,
             max_message_size=MAX_MESSAGE,
             receive_buffer_size=1 << 16,
         )
@@ -93,12 +145,13 @@ async def _handshake(
 
 
 class _Watched(trio.abc.Stream):
-    """A stream that tells when it is over.
+    """A stream that tells when something has come, and when it is over.
 
     trio-websocket waits for ever for a handshake that the peer breaks off.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
+        self.heard_at = trio.current_time()
         self._stream = stream
         self.on_end: Callable[[], None] = lambda: None
 
@@ -120,6 +173,7 @@ class _Watched(trio.abc.Stream):
             raise
         if not data:
             self.on_end()
+        self.heard_at = trio.current_time()
         return data
 
     async def aclose(self) -> None:
@@ -143,16 +197,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return each
 
 
-def _reraise(error: BaseException) -> None:
-    """Raises ``error`` with the context that it had."""
-    context = error.__context__
-    try:
-        raise error
-    finally:
-        error.__context__ = context
-        del error, context
-
-
 _CLOSE_WORDS: Final = {
     1000: "the server closed it",
     1001: "the server goes away",
@@ -169,7 +213,7 @@ _CLOSE_WORDS: Final = {
 }
 
 
-def lost(url: str, closed: ConnectionClosed) -> ConnectionFailed:
+def _lost(url: str, closed: ConnectionClosed) -> ConnectionFailed:
     code = 1006 if closed.reason is None else closed.reason.code
     reason = None if closed.reason is None else closed.reason.reason
     words = _CLOSE_WORDS.get(code, "the server closed it")
