@@ -43,11 +43,11 @@ ASKS = """
 async def asks(ctx):
     count = 0 if ctx.resume is None else ctx.resume.saved
     await ctx.emit_text(f"{count} {None if ctx.resume is None else ctx.resume.answer} ")
-    if count < 3:
+    if count < 2:
         await ctx.ask(f"question {count}", saved=count + 1)
     await ctx.emit_bytes(bytes(range(256)), "application/octet-stream")
 """
-"""An agent that asks three times."""
+"""An agent that asks twice."""
 
 AGENTS = ("paced", "burst", "asks")
 OWNER = "local"

@@ -94,12 +94,14 @@ class RawPeer:
                 self.received += data
 
     async def read_on(self) -> None:
-        """Reads until the server closes, however it does."""
+        """Reads until the server closes, however it does, and answers pings."""
         self._reading = True
         with suppress(trio.BrokenResourceError):
             while data := await self.stream.receive_some(65536):
                 self.received += data
                 self._moved.unpark_all()
+                if b"\x89\x00" in data:
+                    await self.stream.send_all(b"\x8a\x80\0\0\0\0")
 
     async def leave(self, how: str) -> None:
         """``close``: a Close frame; ``fin``: the end of the stream; ``rst``: an abrupt reset."""
