@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -210,6 +211,54 @@ def test_the_example_page_streams_watches_and_leaves(browser: Browser, server: s
     task = api(f"{server}/sessions/{session_id}/tasks?pageSize=1")["tasks"][0]
     assert log_of(server, task["taskId"])[-1]["status"] == "cancelled"
     assert browser.complaints() == []
+
+
+def test_a_stream_in_a_browser_survives_cuts_and_a_restart(browser: Browser, site: Site, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    config = {
+        "server": {"port": 0, "shutdown_grace": 0.1},
+        "llms": {"demo": {"type": "demo", "words_per_second": 200}},
+        "agents": {"assistant": {"llm": "demo"}},
+    }
+    (home.folder / "fast.yaml").write_text(json.dumps(config))
+    command = ["hector", "serve", "--config", "fast.yaml"]
+    examples = Path(__file__).parents[2] / "examples"
+    site.put("/hector.js", (examples / "hector.js").read_text())
+    said = "document.getElementById('log').textContent"
+    with contextlib.ExitStack() as stack:
+        with home.serving(command) as url:
+            wire = stack.enter_context(wire_to(url))
+            browser.open(site.put("/streams.html", (examples / "streams.html").read_text()) + f"?server={wire.url}")
+            session_id = browser.until("document.body.dataset.ready")
+            browser.type("#prompt", "Count to 400")
+            wire.cuts += [30, 2000, 100, 300, 5000, 0, 9000]
+            browser.click("#run")
+            browser.until(f"{said}.includes('(completed)')")
+            assert not wire.cuts
+            numbers = " ".join(str(n) for n in range(1, 401))
+            assert browser.run(f"return {said}") == f"you: Count to 400\n{numbers}\n(completed)\n\n"
+
+            browser.type("#prompt", "Count to 100000")
+            browser.click("#run")
+            browser.until(f"{said}.includes('100000') && {said}.endsWith('0 ')")
+            browser.click("#cancel")
+            browser.until(f"{said}.endsWith('(cancelled)\\n\\n')")
+            browser.click("#run")
+            browser.until(f"{said}.split('you').length === 4 && {said}.endsWith('0 ')")
+            browser.click("#leave")
+            browser.until(f"{said}.endsWith('(left)\\n\\n')")
+            tasks = api(f"{url}/sessions/{session_id}/tasks")["tasks"]
+            assert [task["status"] for task in tasks] == ["cancelled", "cancelled", "completed"]
+
+            browser.click("#run")
+            browser.until(f"{said}.split('you').length === 5 && {said}.endsWith('0 ')")
+        with home.serving([*command, "--port", url.rpartition(":")[2]]):
+            browser.until(f"{said}.endsWith('(failed)\\n\\n')")
+            task = api(f"{url}/sessions/{session_id}/tasks?pageSize=1")["tasks"][0]
+            numbers = text_of(log_of(url, task["taskId"]))
+            assert len(numbers) > 10
+            assert browser.run(f"return {said}").endswith(f"you: Count to 100000\n{numbers}\n(failed)\n\n")
+            browser.open("about:blank")
 
 
 # --- EventSource ------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import contextlib
 import re
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Site:
@@ -32,7 +34,8 @@ def serving_site() -> Iterator[Site]:
         def do_GET(self) -> None:
             body = site.pages.get(self.path.split("?")[0])
             self.send_response(404 if body is None else 200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
+            kind = "javascript" if self.path.endswith(".js") else "html"
+            self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
             self.wfile.write(body or b"")
@@ -56,6 +59,9 @@ class Wire:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.connections = 0
+        self.cuts: deque[int] = deque()
+        """Bytes of the server's after which the next connections are cut, one after the other."""
         self.requests: list[tuple[str, str | None]] = []
         self.statuses: list[int] = []
         self._open: set[socket.socket] = set()
@@ -72,10 +78,13 @@ class Wire:
         with self._lock:
             self._open |= set(sockets)
 
-    def carry(self, source: socket.socket, target: socket.socket) -> None:
-        """Passes bytes on until the end, and then the end."""
+    def carry(self, source: socket.socket, target: socket.socket, limit: int | None = None) -> None:
+        """Passes bytes on until the end, or so many, and then the end."""
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if limit is not None:
+                    data = data[:limit]
+                    limit -= len(data)
                 for method, path, head in re.findall(rb"(?s)(GET|POST) (\S+) HTTP/1\.1\r\n(.*?)\r\n\r\n", data):
                     found = re.search(rb"(?im)^last-event-id: *(\S+)\r?$", head)
                     self.requests.append((path.decode(), found and found[1].decode()))
@@ -83,20 +92,23 @@ class Wire:
                 for status in re.findall(rb"(?m)^HTTP/1\.1 (\d+)", data):
                     self.statuses.append(int(status))
                 target.sendall(data)
+                if limit == 0:
+                    source.shutdown(socket.SHUT_RDWR)
+                    break
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
 
 @contextlib.contextmanager
 def wire_to(url: str) -> Iterator[Wire]:
-    """A wire in front of the server at ``url``."""
+    """A wire in front of the server at ``url``, which need not be there all the time."""
     host, port = url.removeprefix("http://").split(":")
     threads: list[threading.Thread] = []
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         wire = Wire(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
-        def start(*arguments: socket.socket) -> None:
+        def start(*arguments: Any) -> None:
             threads.append(threading.Thread(target=wire.carry, args=arguments))
             threads[-1].start()
 
@@ -104,10 +116,15 @@ def wire_to(url: str) -> Iterator[Wire]:
             with contextlib.suppress(OSError):
                 while True:
                     near = stack.enter_context(listener.accept()[0])
-                    far = stack.enter_context(socket.create_connection((host, int(port))))
+                    wire.connections += 1
+                    try:
+                        far = stack.enter_context(socket.create_connection((host, int(port))))
+                    except OSError:
+                        near.close()
+                        continue
                     wire.add(near, far)
                     start(near, far)
-                    start(far, near)
+                    start(far, near, wire.cuts.popleft() if wire.cuts else None)
 
         accepting = threading.Thread(target=accept)
         accepting.start()
