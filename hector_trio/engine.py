@@ -687,10 +687,14 @@ class Engine:
 
     def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None, *, viewer: bool = False) -> Follower:
         """A reader of the task's log beyond ``after``; a context manager."""
-        log = self._logs.get(row.key)
-        if log is None and (parked := self._parked.get(row.key)) is not None:
-            log = self._log_of(parked.row)  # the caller's row may be older
-        return Follower(self.store, row, log, after=after, wakeup=wakeup, viewer=viewer)
+
+        def live() -> TaskLog | None:
+            log = self._logs.get(row.key)
+            if log is None and (parked := self._parked.get(row.key)) is not None:
+                log = self._log_of(parked.row)  # the caller's row may be older
+            return log
+
+        return Follower(self.store, row, live, after=after, wakeup=wakeup, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
         """The last committed seq: what the row says, or what is known here, whichever is newer."""

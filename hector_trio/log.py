@@ -13,7 +13,7 @@ import structlog
 import trio
 from msgspec import UNSET
 
-from hector_trio.errors import Gone, HectorError, InvalidRequest, RunError, StoreUnavailable
+from hector_trio.errors import Draining, Gone, HectorError, InvalidRequest, RunError, StoreUnavailable
 from hector_trio.models import Chunk, ChunkType, Status, encode, timestamp
 from hector_trio.session import MessageRow
 from hector_trio.stores import Append, Change, Store
@@ -413,12 +413,14 @@ class Follower:
         self,
         store: Store,
         row: TaskRow,
-        log: TaskLog | None,
+        live: Callable[[], TaskLog | None] = lambda: None,
         *,
         after: int = 0,
         wakeup: Wakeup | None = None,
         viewer: bool = False,
     ) -> None:
+        """``live`` gives the log of a task that has not ended. It is asked when this is entered: one that was taken
+        before may no longer be the one that is written to."""
         self.task_id = row.task_id
         self.after = after
         self.viewer = viewer
@@ -427,12 +429,14 @@ class Follower:
         self.wakeup = wakeup if wakeup is not None else Wakeup()
         self._store = store
         self._row = row
-        self._log = log
+        self._live = live
+        self._log: TaskLog | None = None
         self._final_seq = row.last_seq if row.ended else None
         self._rest: list[bytes] = []
         """What a read of the store brought beyond the limit of that read."""
 
     def __enter__(self) -> Follower:
+        self._log = self._live()
         if self._log is not None:
             self._log.came(self)
         return self
@@ -493,8 +497,9 @@ class Follower:
                     return self._give(self._rest, limit, join)
                 if log is not None or self._final_seq is not None:
                     self.failure = Gone("The task's log is no longer held")
-                self._final_seq = self.after
-                return []
+                    return []
+                await self._look_again()
+                continue
             if held:
                 given = joined(held)[:limit] if join else held
                 self.after = int(seq_of(given[-1])) if join else self.after + len(given)
@@ -505,6 +510,16 @@ class Follower:
                 return []
             await self.wakeup.wait()
         return []
+
+    async def _look_again(self) -> None:
+        """All that is stored was read of a task that had not ended when it was found, and that is not at work here."""
+        row = await self._store.get_task_by_key(self._row.key)
+        if row is None:
+            self.failure = Gone("The task's log is no longer held")
+        elif row.ended:
+            self._row, self._final_seq = row, row.last_seq
+        else:
+            self.failure = Draining("The task does not run now; it goes on at the server's next start", retry_after=5)
 
     async def _stored(self) -> bytes | None:
         """Reads on from the store; where that no longer holds the next chunk, steps over the gap and returns it."""

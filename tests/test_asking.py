@@ -49,6 +49,23 @@ async def task_of(server: Served, task_id: str = "t") -> TaskRow:
 
 
 @STORES
+async def test_who_comes_while_the_only_other_reader_leaves_reads_on_behind_the_answer(
+    kind: str, tmp_path: Path
+) -> None:
+    async with store_of(kind, tmp_path) as store, engine_of(store, agent(ask_name)) as engine:
+        row = await run(engine, order("hi"))
+        with engine.follow(row):
+            second = engine.follow(row)  # not entered yet: the answer's head is still being sent
+        with second, trio.fail_after(5):
+            assert len(await second.read()) == 2
+            await engine.answer(row, ANSWER)
+            seen = 2
+            while more := await second.read():
+                seen += len(more)
+            assert seen == 4
+
+
+@STORES
 @pytest.mark.parametrize("function", [ask_name, ask_in_thread])
 async def test_an_answer_starts_the_next_run_of_the_same_task(kind: str, function: Any, tmp_path: Path) -> None:
     async with store_of(kind, tmp_path) as store, engine_of(store, agent(function)) as engine:

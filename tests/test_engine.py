@@ -521,6 +521,31 @@ async def test_a_drain_lets_runs_end_refuses_new_ones_and_interrupts_the_rest(st
         await stays_true_to_its_log(engine, slow)
 
 
+async def test_who_follows_a_task_that_a_drain_has_left_to_the_next_start_is_told(store: Store) -> None:
+    steered = Steered()
+    async with engine_of(store, agent(steered), Settings(limits=Limits(running=1))) as engine:
+        await engine.submit(order("first"))
+        await steered.wait_started("first")
+        waiting = (await engine.submit(order("second"))).task
+        await engine.drain(0)
+        with engine.follow(waiting) as follower, trio.fail_after(5):
+            assert await follower.read() == []
+        assert isinstance(follower.failure, Draining)
+
+
+async def test_who_was_given_a_row_before_its_task_ended_reads_to_the_end(store: Store) -> None:
+    steered = Steered()
+    async with engine_of(store, agent(steered)) as engine:
+        row = (await engine.submit(order("x"))).task
+        follower = engine.follow(row)  # not entered yet: the answer's head is still being sent
+        steered.let("x")
+        await engine.wait(row)
+        with follower, trio.fail_after(5):
+            assert len(await follower.read()) == 3
+            assert await follower.read() == []
+        assert follower.failure is None
+
+
 async def test_what_a_drain_could_not_begin_is_taken_up_by_the_next_start_in_order(store: Store) -> None:
     steered = Steered()
     async with engine_of(store, agent(steered)) as engine:

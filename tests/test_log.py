@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
@@ -87,6 +87,10 @@ def contents(lines: list[bytes] | None) -> list[Any]:
     return [chunk.content for chunk in chunks(lines)]
 
 
+def always(log: TaskLog | None) -> Callable[[], TaskLog | None]:
+    return lambda: log
+
+
 async def read_to_end(follower: Follower, limit: int = 1 << 30) -> list[Chunk]:
     """What a follower is given up to the end."""
     found: list[Chunk] = []
@@ -113,7 +117,7 @@ async def test_a_chunk_is_visible_once_it_is_committed_and_not_before(store: Gat
         row = await accept(store)
         log = log_of(row, writer)
         store.shut()
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             await emit(log, "one")
             await trio.testing.wait_all_tasks_blocked()
             assert (log.committed, log.lines_after(0), follower.ready) == (0, [], False)
@@ -126,7 +130,7 @@ async def test_what_is_visible_can_be_read_from_the_store_at_that_moment(store: 
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer)
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             for n in range(10):
                 await emit(log, str(n))
                 await follower.read()
@@ -212,7 +216,7 @@ async def test_the_tail_holds_everything_after_its_edge_and_nothing_before_it(st
         assert kept is not None
         assert sum(map(len, kept)) <= 2 * 2000
         for after in (edge - 1, edge, edge + 1):
-            with Follower(store, row, log, after=after) as follower:
+            with Follower(store, row, lambda: log, after=after) as follower:
                 assert chunks(await follower.read())[0].seq == after + 1
 
 
@@ -220,7 +224,7 @@ async def test_a_commit_larger_than_the_tail_is_read_from_the_store(store: Gated
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer, tail_bytes=100)
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             await emit(log, "x" * 1000, "y")
             assert contents(await follower.read()) == ["x" * 1000, "y"]
             assert not follower.ready
@@ -241,7 +245,7 @@ async def test_a_frozen_reader_delays_nobody_and_costs_no_memory() -> None:
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer, tail_bytes=50_000, max_uncommitted=50_000)
-        with Follower(store, row, log), Follower(store, row, log) as reader:
+        with Follower(store, row, lambda: log), Follower(store, row, lambda: log) as reader:
             tracemalloc.start()
             try:
                 for _ in range(100):
@@ -260,7 +264,7 @@ async def test_a_reader_far_behind_gets_everything_once_and_in_order(store: Gate
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer, tail_bytes=1000)
-        with Follower(store, row, log) as frozen:
+        with Follower(store, row, lambda: log) as frozen:
             for n in range(500):
                 await emit(log, str(n))
                 if n % 7 == 0:
@@ -357,7 +361,7 @@ async def test_a_full_log_still_has_room_for_its_end(store: Gated) -> None:
             await emit(log, *["bla"] * 100)
         assert raised.value.run_code == "log_full"
         await log.finish(Outcome("failed", code="log_full", message="full"), Change("failed", ended_at=NOW), None)
-        found = await read_to_end(Follower(store, row, log))
+        found = await read_to_end(Follower(store, row, lambda: log))
         assert is_whole(found)
         assert sum(len(line) for line in (log.lines_after(0) or [])[:-1]) <= 1000
 
@@ -392,7 +396,7 @@ async def test_a_refusal_discards_what_waits_and_the_end_is_numbered_behind_what
         log = log_of(row, writer)
         told: list[HectorError] = []
         log.on_refused = told.append
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             await emit(log, "kept")
             assert contents(await follower.read()) == ["kept"]
             store.shut()
@@ -410,7 +414,7 @@ async def test_a_refusal_discards_what_waits_and_the_end_is_numbered_behind_what
         store.error = None
         await log.finish(COMPLETED, END, None)
         assert (log.committed, log.final_seq) == (2, 2)
-        found = await read_to_end(Follower(store, row, log))
+        found = await read_to_end(Follower(store, row, lambda: log))
         assert is_whole(found)
         assert found[0].content == "kept"
 
@@ -427,7 +431,7 @@ async def test_an_end_that_is_refused_is_raised_and_can_be_tried_again(store: Ga
                 await log.finish(COMPLETED, END, None)
         store.error = None
         await log.finish(COMPLETED, END, None)
-        assert is_whole(await read_to_end(Follower(store, row, log)))
+        assert is_whole(await read_to_end(Follower(store, row, lambda: log)))
         found = await store.get_task_by_key(row.key)
         assert found is not None
         assert (found.status, found.last_seq) == ("completed", 2)
@@ -476,7 +480,7 @@ async def test_one_reader_of_many_tasks_waits_for_all_of_them_at_once(store: Gat
         async def read() -> None:
             with ExitStack() as stack:
                 followers = [
-                    stack.enter_context(Follower(store, row, log, wakeup=wakeup))
+                    stack.enter_context(Follower(store, row, always(log), wakeup=wakeup))
                     for row, log in zip(rows, logs, strict=True)
                 ]
                 while followers:
@@ -508,9 +512,9 @@ async def test_a_reader_takes_as_much_as_it_wants(store: Gated, limit: int) -> N
         await log.finish(COMPLETED, END, None)
         ended = await store.get_task_by_key(row.key)
         assert ended is not None
-        for follower in (Follower(store, row, log), Follower(store, ended, None), Follower(store, row, None)):
+        for follower in (Follower(store, row, lambda: log), Follower(store, ended), Follower(store, row)):
             assert is_whole(await read_to_end(follower, limit))
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             assert len(await follower.read(limit)) == min(limit, 5)
 
 
@@ -526,7 +530,7 @@ async def test_a_reader_begins_behind_any_number_of_an_ended_task(store: Gated, 
         ended = await store.get_task_by_key(row.key)
         assert ended is not None
         for known, tail in ((ended, None), (row, log), (row, None)):
-            found = await read_to_end(Follower(store, known, tail, after=after))
+            found = await read_to_end(Follower(store, known, always(tail), after=after))
             assert [chunk.seq for chunk in found] == list(range(after + 1, 6))
 
 
@@ -540,8 +544,8 @@ async def test_nobody_follows_any_more_once_the_last_has_left(store: Gated) -> N
             await log.unread()
             alone.set()
 
-        with Follower(store, row, log):
-            with Follower(store, row, log):
+        with Follower(store, row, lambda: log):
+            with Follower(store, row, lambda: log):
                 nursery.start_soon(wait)
                 await trio.testing.wait_all_tasks_blocked()
             await trio.testing.wait_all_tasks_blocked()
@@ -579,7 +583,7 @@ async def test_whatever_the_schedule_every_reader_gets_every_chunk_once_and_in_o
 
     async def read(row: TaskRow, log: TaskLog, after: int, found: list[int]) -> None:
         await pause()
-        with Follower(store, row, log, after=after) as follower:
+        with Follower(store, row, lambda: log, after=after) as follower:
             while not follower.ended:
                 with trio.CancelScope() as scope:
                     if chance.random() < 0.3:
@@ -636,7 +640,7 @@ async def test_a_cancel_inside_a_read_loses_nothing(store: Gated, tail_bytes: in
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer, tail_bytes=tail_bytes)
-        with Follower(store, row, log) as follower:
+        with Follower(store, row, lambda: log) as follower:
             for n in range(3):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(follower.read)
@@ -663,7 +667,7 @@ async def test_a_cancel_inside_the_wait_for_the_commit_leaves_the_log_usable(sto
         await emit(log, "two")
         store.open()
         await log.finish(COMPLETED, END, None)
-        assert is_whole(await read_to_end(Follower(store, row, log)))
+        assert is_whole(await read_to_end(Follower(store, row, lambda: log)))
 
 
 async def test_an_end_that_was_cut_while_it_waited_and_is_tried_again_is_one_final_chunk(store: Gated) -> None:
@@ -680,7 +684,7 @@ async def test_an_end_that_was_cut_while_it_waited_and_is_tried_again_is_one_fin
             nursery.start_soon(log.finish, Outcome("failed"), Change("failed", ended_at=NOW), None)
             await trio.testing.wait_all_tasks_blocked()
             store.open()
-        found = await read_to_end(Follower(store, row, None))
+        found = await read_to_end(Follower(store, row))
         assert is_whole(found)
         stored = await store.get_task_by_key(row.key)
         assert stored is not None

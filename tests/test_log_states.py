@@ -249,7 +249,7 @@ class LogMachine(RuleBasedStateMachine):
         row = await self.store.get_task_by_key(self.log.key)
         assert row is not None
         log = None if row.ended and self.log.final_seq is not None and len(self.readers) % 2 else self.log
-        reader.follower = Follower(self.store, row, log, after=reader.after).__enter__()
+        reader.follower = Follower(self.store, row, lambda: log, after=reader.after).__enter__()
 
     def leave_now(self, reader: Reader) -> None:
         if reader.scope is not None:
