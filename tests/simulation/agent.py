@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from contextlib import suppress
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
@@ -13,6 +14,12 @@ from msgspec import Struct
 from hector_trio.agents import Context
 from hector_trio.errors import HectorError, RunError
 from hector_trio.task import TaskRow
+
+KINDS: Final = {
+    "text": 30, "burst": 10, "pause": 30, "data": 5, "metadata": 5, "warn": 3, "state": 5, "children": 5, "bytes": 4,
+    "ask": 6, "refuse": 1, "crash": 1,
+}  # fmt: skip
+"""What an agent may do, and how often it does."""
 
 
 class Step(Struct, frozen=True, array_like=True):
@@ -32,6 +39,20 @@ class Plan(Struct, frozen=True):
 
     def text(self, number: int, size: int) -> str:
         return f"{self.nonce}.{number};" + "x" * size
+
+    def picture(self, number: int, size: int) -> str:
+        """As it stands in the log."""
+        return b64encode(self.pixels(number, size)).decode()
+
+    def pixels(self, number: int, size: int) -> bytes:
+        return b"%d.%d;" % (self.nonce, number) + b"\0" * size
+
+    def question(self, number: int) -> Any:
+        return {"n": self.nonce, "i": number}
+
+    @property
+    def asks(self) -> bool:
+        return any(step.kind == "ask" for step in self.steps)
 
     def expected(self) -> list[tuple[str, Any]]:
         """What a run emits that goes to its end, texts joined; steps that fail end it."""
@@ -63,6 +84,10 @@ class Plan(Struct, frozen=True):
                     add("metadata", {"n": self.nonce, "i": number})
                 case "warn":
                     add("error", f"{self.nonce}.{number}!")
+                case "bytes":
+                    add("data", self.picture(number, int(step.number)))
+                case "ask":
+                    add("metadata", {"status": "input_required", "prompt": self.question(number)})
                 case "refuse":
                     return result, "planned"
                 case "crash":
@@ -88,6 +113,9 @@ class Watcher(Protocol):
     def waited(self, plan: Plan, seconds: float, busy: float) -> None:
         """An emit has taken so long, while the store worked for ``busy`` seconds."""
 
+    def resumed(self, ctx: Context, plan: Plan) -> None:
+        """A run goes on behind a question."""
+
 
 class PlannedAgent:
     """See ``Plan``. To be wrapped into a ``FunctionAgent``."""
@@ -99,7 +127,11 @@ class PlannedAgent:
         plan = msgspec.json.decode(ctx.text, type=Plan)
         self._watcher.began(ctx, plan)
         try:
-            for number, step in enumerate(plan.steps):
+            first = 0
+            if ctx.resume is not None:
+                self._watcher.resumed(ctx, plan)
+                first = ctx.resume.saved + 1
+            for number, step in list(enumerate(plan.steps))[first:]:
                 await self._do(ctx, plan, number, step)
         finally:
             try:
@@ -123,6 +155,10 @@ class PlannedAgent:
                 await ctx.emit_metadata({"n": plan.nonce, "i": number})
             case "warn":
                 await ctx.emit_error(f"{plan.nonce}.{number}!")
+            case "bytes":
+                await ctx.emit_bytes(plan.pixels(number, int(step.number)), "image/x-none")
+            case "ask":
+                await ctx.ask(plan.question(number), saved=number)
             case "state":
                 if ctx.session_id is not None:
                     with suppress(HectorError):  # the store refused, or the session is gone: it goes on without
@@ -154,13 +190,12 @@ class PlannedAgent:
 def random_plan(random: Random, nonce: int) -> Plan:
     steps: list[Step] = []
     for _ in range(random.randint(0, 8)):
-        kind = random.choices(
-            ("text", "burst", "pause", "data", "metadata", "warn", "state", "children", "refuse", "crash"),
-            (30, 10, 30, 5, 5, 3, 5, 5, 1, 1),
-        )[0]
+        kind = random.choices(list(KINDS), list(KINDS.values()))[0]
         number: float = 0
         if kind == "text":
             number = random.choice((0, 1, 20, 300, 3000))
+        elif kind == "bytes":
+            number = random.choice((0, 10, 500))
         elif kind == "burst":
             number = random.choice((2, 10, 50))
         elif kind in ("pause", "children"):

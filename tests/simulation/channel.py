@@ -50,6 +50,8 @@ class Link:
         """Nothing passes any more, in either direction."""
         self.left_at: float | None = None
         self._over = trio.Event()
+        self.ending = False
+        """Whether either side has said its last word."""
         self.most_held = 0
         self._capacity = capacity
         self._patience = patience
@@ -107,7 +109,7 @@ class Link:
             self.read(len(self._unread))
         self._unread.clear()
         self._held = 0
-        self.gone = True
+        self.gone = self.ending = True
         self.left_at = trio.current_time()
         self._say_farewell(code)
         self._read.unpark_all()
@@ -152,6 +154,9 @@ class Link:
         size = len(message.get("body") or message.get("bytes") or message.get("text") or b"")
         if message["type"] == "websocket.close":
             self._say_farewell(int(message.get("code") or 1000))
+            self.ending = True
+        elif message["type"] == "http.response.body" and not message.get("more_body"):
+            self.ending = True
         await self._write([(message, size)])
 
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:

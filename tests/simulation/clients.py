@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,19 +29,37 @@ class Socket:
         """How many control frames of each type wait for their answer."""
         self.bad_frames = 0
         """How many refusals of unreadable frames are to come."""
+        self.attaching: dict[str, list[tuple[int, int | None]]] = {}
+        """Where, and with which window, each attach that is not answered is to begin."""
         self._world = world
 
-    def ask(self, submission: Submission) -> None:
+    def ask(
+        self, submission: Submission, *, window: int | None = None, pause: bool = False, binary: bool = False
+    ) -> None:
         submission.links.append(self.link)
+        request = request_of(submission)
         before = self.readers.get(submission.task_id)
         if before is not None and not before.ended:
-            before.may_restart = True
+            before.may_restart += 1
+            before.window = None
         else:
             reader = Reader(self._world.ledger, self.agent_id, submission.task_id)
             reader.link = self.link
             reader.nonce = submission.plan.nonce
+            reader.window, reader.pauses = window, pause
             self.readers[submission.task_id] = reader
-        self.link.put({"type": "websocket.receive", "text": json.dumps(request_of(submission))})
+            request |= viewing(window, binary) | ({"pause": True} if pause else {})
+            submission.may_pause |= pause
+        self.link.put({"type": "websocket.receive", "text": json.dumps(request)})
+
+    def attach(self, task_id: str, after: int, *, window: int | None, binary: bool) -> None:
+        self.attaching.setdefault(task_id, []).append((after, window))
+        self.control("attach", taskId=task_id, after=after, **viewing(window, binary))
+
+    def grant(self, reader: Reader, frames: int) -> None:
+        """Acknowledges frames that were received."""
+        reader.unacknowledged -= frames
+        self.control("credit", taskId=reader.task_id, frames=frames)
 
     def control(self, kind: str, **members: Any) -> None:
         self.controls[kind] = self.controls.get(kind, 0) + 1
@@ -58,7 +77,10 @@ class Socket:
             case "websocket.accept":
                 self.open = True
             case "websocket.send":
-                self._frame(message["text"].encode())
+                if (data := message.get("bytes")) is not None:
+                    self._binary(data)
+                else:
+                    self._frame(message["text"].encode())
             case "websocket.close":
                 self.open = False
                 if message["code"] not in (1000, 1008, 1012):
@@ -85,8 +107,16 @@ class Socket:
                 note(f"an answer to no control frame: {line!r}")
                 return
             self.controls[of] -= 1
-            if kind == "error" and frame["code"] == "internal_error":
-                note(f"a bug: {line!r}")
+            if kind == "error":
+                self._world.refused(frame["code"], f"{of} {frame.get('taskId')}")
+                if of == "attach":
+                    self.attaching[frame["taskId"]].pop()
+                elif of == "detach" and self.link.left_at is None:
+                    reader = self.readers.get(frame["taskId"])
+                    if reader is not None and not reader.detached:
+                        reader.gone_at = None
+            elif kind == "ok":
+                self._done(of, frame)
             return
         chunk = decode_chunk(line)
         reader = self.readers.get(chunk.task_id)
@@ -100,8 +130,56 @@ class Socket:
         if chunk.seq == 0:
             self._world.refused(str(chunk.code), f"task {chunk.task_id!r}")
 
+    def _done(self, of: str, frame: Any) -> None:
+        """A control frame was answered with ok."""
+        ledger, task_id = self._world.ledger, frame.get("taskId")
+        match of:
+            case "attach":
+                after, window = self.attaching[task_id].pop(0)
+                if frame["status"] in ENDED:
+                    after = max(0, min(after, frame["lastSeq"] - 1))
+                reader = self.readers.get(task_id)
+                if reader is None:
+                    reader = self.readers[task_id] = Reader(ledger, self.agent_id, task_id)
+                    reader.link = self.link
+                reader.follow(after, window)
+            case "detach":
+                reader = self.readers[task_id]
+                if reader.may_restart:
+                    reader.follow(0, None)
+                    reader.may_restart -= 1
+                else:
+                    reader.detached = True
+                    reader.gone()
+                known = reader.known()
+                if known is not None and known.policy == "continue":
+                    known.detached = True
+            case "input":
+                found = [ledger.tasks[key] for key in ledger.candidates(self.agent_id, task_id)]
+                if not any(known.answers for known in found):
+                    ledger.note(f"the input of {task_id!r} was accepted, and is not there")
+
+    def _binary(self, data: bytes) -> None:
+        """A chunk of bytes (PROTOCOL 4): made what it is in the log."""
+        note = self._world.ledger.note
+        name_ends = 3 + data[2]
+        seq = int.from_bytes(data[name_ends : name_ends + 8])
+        type_ends = name_ends + 9 + data[name_ends + 8]
+        task_id = data[3:name_ends].decode()
+        reader = self.readers.get(task_id)
+        known = None if reader is None else reader.known() or self._world.ledger.one_of(reader, seq)
+        if data[:2] != b"\x01\x00" or reader is None or known is None or seq > len(known.chunks):
+            note(f"a binary frame of no task that is followed, or not committed: {data[:40]!r}")
+            return
+        chunk = known.chunks[seq - 1]
+        if chunk.media_type != data[name_ends + 9 : type_ends].decode() or b64decode(chunk.content) != data[type_ends:]:
+            note(f"a binary frame {seq} of {task_id!r} is not what is in the log")
+        reader.take(chunk, b"{" + known.rests[seq - 1])
+
     def lost(self) -> None:
         self.open = False
+        for reader in self.readers.values():
+            reader.gone()
 
     def failed(self, error: BaseException) -> None:
         self._world.ledger.note(f"the application raised {error!r} on a WebSocket")
@@ -178,12 +256,13 @@ class Call:
     def _check_task(self, task: Any, submission: Submission) -> None:
         """What was acknowledged is on the disk."""
         ledger = self._world.ledger
+        asked = task["status"] == "input_required"
         if not any(
-            self.status == 202 or (known.final is not None and known.status == task["status"])
+            self.status == 202 or known.status == task["status"] or (asked and known.questions)
             for known in ledger.of_plan(submission.plan.nonce)
         ):
             ledger.note(f"task {submission.task_id!r} was answered with {self.status} {task['status']}; it is not so")
-        if (self.status == 200) != (task["status"] in ENDED):
+        if (self.status == 200) != (task["status"] in ENDED | {"input_required"}):
             ledger.note(f"task {submission.task_id!r} was answered with {self.status}, it is {task['status']}")
 
     def _check_cancelled(self, task: Any) -> None:
@@ -200,7 +279,8 @@ class Call:
             reader.take(decode_chunk(json.dumps(chunk).encode()), rebuilt(lines, chunk["seq"]))
 
     def lost(self) -> None:
-        pass
+        if self.reader is not None:
+            self.reader.gone()
 
     def failed(self, error: BaseException) -> None:
         self._world.ledger.note(f"the application raised {error!r} on {self.kind}")
@@ -213,11 +293,16 @@ def rebuilt(page: bytes, seq: int) -> bytes:
     return b"{" + page[start : page.index(b"}", end) + 1]
 
 
+def viewing(window: int | None, binary: bool) -> dict[str, Any]:
+    return ({} if window is None else {"window": window}) | ({"binary": True} if binary else {})
+
+
 def request_of(submission: Submission) -> dict[str, Any]:
+    kind, _, grace = submission.policy.partition(":")
     request: dict[str, Any] = {
         "taskId": submission.task_id,
         "input": {"type": "text/plain", "content": msgspec.json.encode(submission.plan).decode()},
-        "onDisconnect": submission.policy,
+        "onDisconnect": {"graceMs": int(grace)} if kind == "grace" else kind,
         "timeoutMs": int(submission.timeout * 1000),
     }
     if submission.session_id is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from msgspec import UNSET
@@ -17,7 +17,7 @@ from msgspec import UNSET
 from hector_trio.agents import Context
 from hector_trio.models import Chunk
 from hector_trio.stores import Append
-from hector_trio.task import ENDED, NEXT, Fold, TaskRow, decode_chunk, fold, split_lines
+from hector_trio.task import ENDED, NEXT, Fold, TaskRow, decode_chunk, fold, grace_of, split_lines
 from tests.simulation.agent import Plan, plan_of
 from tests.simulation.channel import Link
 from tests.simulation.store import Disk, Weather
@@ -26,22 +26,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+EPOCH_NS: Final = 1_900_000_000 * 10**9
+"""Where the clock on the wall stands when a simulation begins."""
+
+
+def virtual_time(ms: int) -> float:
+    """A time of a row on Trio's clock."""
+    return (ms * 1_000_000 - EPOCH_NS) / 1e9
+
+
 class BrokenPromise(AssertionError):
     """What was seen that must never be seen."""
 
 
 @dataclass
 class Submission:
-    """A task request as clients have sent it; sent again, it has several links."""
+    """A task request as clients have sent it; sent again, or its questions answered, it has several links."""
 
     agent_id: str
     task_id: str
     plan: Plan
     session_id: str | None
     policy: str
+    """``cancel``, ``continue`` or ``grace:<ms>``."""
     multitask: str | None
     timeout: float
     links: list[Link] = field(default_factory=list)
+    answers: set[str] = field(default_factory=set)
+    """What was sent as input."""
+    posted: bool = False
+    """Whether some request for it, or for its next run, may end with the question itself."""
+    may_pause: bool = False
 
 
 @dataclass
@@ -60,10 +75,15 @@ class Known:
     final: Chunk | None = None
     status: str = "pending"
     begun: bool = False
-    user_lines: int = 0
-    agent_lines: int = 0
-    left_at: float | None = None
-    """When the last connection that had asked for it was gone."""
+    policy: str = ""
+    detached: bool = False
+    """Whether a client was told that ``cancel`` has become ``continue``."""
+    started_at: float = 0.0
+    """When its last run was accepted."""
+    asked_at: float | None = None
+    ended_at: float | None = None
+    questions: int = 0
+    answers: int = 0
 
 
 def rest_of(line: bytes) -> bytes:
@@ -93,6 +113,11 @@ class Ledger:
         """Whether the process is being stopped or killed."""
         self._last_end = -1.0
         self.running: dict[tuple[str, str], int] = {}
+        self.readers: list[Reader] = []
+        """All that ever were."""
+        self.process_began = 0.0
+        self.input_timeout = 0.0
+        self.log_retention: float | None = None
         self.broken: list[str] = []
         self._weather = weather
         self._by_id: dict[tuple[str, str], list[int]] = {}
@@ -104,8 +129,14 @@ class Ledger:
 
     def created(self, row: TaskRow) -> None:
         known = Known(row.key, row.task_id, row, plan_of(row), trio.current_time())
+        known.policy, known.started_at = row.policy, known.created_at
+        if row.policy != self.submissions[known.plan.nonce].policy:
+            self.note(f"task {row.task_id!r} has the policy {row.policy}")
         self.tasks[row.key] = known
         self._by_id.setdefault((row.agent_id, row.task_id), []).append(row.key)
+
+    def policy_set(self, key: int, policy: str) -> None:
+        self.tasks[key].policy = policy
 
     def appended(self, append: Append, refused: bool, row: TaskRow | None) -> None:
         known = self.tasks[append.key]
@@ -131,18 +162,22 @@ class Ledger:
                 known.final = chunk
                 self._judge(known, chunk)
         if append.change is not None:
+            known.ended_at = None if append.change.ended_at is None else virtual_time(append.change.ended_at)
             status = append.change.status
             passed = NEXT[known.status] | (NEXT["running"] if known.status == "pending" else frozenset())
             if status != known.status and status not in passed:  # one commit may carry two changes
                 self.note(f"{name}: {status} after {known.status}")
+            if status == "input_required":
+                known.questions += 1
+                question = append.change.question
+                assert question is not None
+                known.begun, known.asked_at = False, virtual_time(question.asked_at)
+            elif known.status == "input_required" and status == "pending":
+                known.answers += 1
+                known.started_at = trio.current_time()
             known.status = status
         if (known.status in ENDED) != (known.final is not None):
             self.note(f"{name}: is {known.status}, final chunk: {known.final}")
-        if append.message is not None:
-            if append.message.role == "user":
-                known.user_lines += 1
-            else:
-                known.agent_lines += 1
         self._compare(known, row)
 
     def _refused(self, known: Known, append: Append, row: TaskRow | None) -> None:
@@ -165,6 +200,11 @@ class Ledger:
                 self.note(f"{name}: error {row.error}, folded {known.fold.error}")
             if row.ended_at is None:
                 self.note(f"{name} has ended at no time")
+
+    def may_be_pruned(self, known: Known) -> bool:
+        retention = self.log_retention
+        ended_at = known.ended_at
+        return retention is not None and ended_at is not None and trio.current_time() >= ended_at + retention
 
     def may_be_gone(self, known: Known) -> bool:
         return known.row.session_id in self.removed_sessions or known.original_id in self.removed_tasks
@@ -189,10 +229,12 @@ class Ledger:
                 if not whole or plan.fails() or any(step.kind == "for ever" for step in plan.steps):
                     return f"it emitted {joined(emitted)} of {expected}"
             case "cancelled", "client_left", _:
-                if submission.policy != "cancel":
-                    return f"its policy is {submission.policy}"
-                if all(link.left_at is None for link in submission.links):
+                if known.policy == "continue" and (known.row.policy == "continue" or known.detached):
+                    return "its policy is continue"
+                if known.policy == "cancel" and not any(link.ending for link in submission.links):
                     return "nobody has left"
+                if known.policy.startswith("grace"):
+                    return self._too_early(known)
             case "cancelled", "session_deleted", _:
                 if submission.session_id not in self.removed_sessions:
                     return "its session is still there"
@@ -209,8 +251,14 @@ class Ledger:
                 if max(self._weather.calm_since, self.last_end_of_a_process) < known.created_at:
                     return "the store has refused nothing"
             case "failed", _, "timeout":
-                if now < known.created_at + submission.timeout - 0.001:
+                if now < known.started_at + submission.timeout - 0.001:
                     return f"its {submission.timeout} s are not over"
+            case "failed", _, "input_timeout":
+                if known.asked_at is None or now < known.asked_at + self.input_timeout - 0.01:
+                    return f"the {self.input_timeout} s for its input are not over"
+            case "failed", _, "too_many_waiting":
+                if not plan.asks:
+                    return "it asks nothing"
             case "failed", _, "session_ended":
                 if submission.session_id not in self.removed_sessions:
                     return "its session is still there"
@@ -219,6 +267,30 @@ class Ledger:
                 if code != plan.fails() or not (whole or lost):
                     return f"planned: {plan.fails()} after {expected}"
         return None
+
+    def _too_early(self, known: Known) -> str | None:
+        """Whether somebody has watched within the grace."""
+        grace = grace_of(known.policy) or 0.0
+        for reader in self.readers:
+            if reader.keys == {known.key} and reader.seen_at is not None:
+                until = trio.current_time() if reader.gone_at is None else reader.gone_at
+                if reader.seen_at < until and trio.current_time() < until + grace - 0.001:
+                    return f"it has a grace of {grace} s and was watched until {until:.3f}"
+        return None
+
+    def unwatched_since(self, known: Known) -> float | None:
+        """Since when certainly nobody watches; ``None``: somebody may."""
+        since = max(known.created_at, self.process_began)
+        for reader in self.readers:
+            if known.key in (reader.keys or self.candidates(reader.agent_id, reader.task_id)):
+                if reader.gone_at is None:
+                    return None
+                since = max(since, reader.gone_at)
+        for link in self.submissions[known.plan.nonce].links:
+            if link.left_at is None:
+                return None
+            since = max(since, link.left_at)
+        return since
 
     # --- told by agents
 
@@ -239,15 +311,25 @@ class Ledger:
         if session in self.running:
             self.note(f"task {ctx.task_id!r} runs while {self.running[session]} runs in the same session")
         self.running[session] = plan.nonce
-        if self.submissions[plan.nonce].multitask in (None, "enqueue"):
+        if ctx.resume is None and self.submissions[plan.nonce].multitask in (None, "enqueue"):
             for other in self.tasks.values():
                 if (
                     other.row.session_id == ctx.session_id
                     and other.key < known.key
-                    and not (other.begun or other.final or self.may_be_gone(other))
+                    and not (other.begun or other.final or other.questions or self.may_be_gone(other))
                     and self.submissions[other.plan.nonce].multitask in (None, "enqueue")
                 ):
                     self.note(f"task {ctx.task_id!r} runs before {other.original_id!r}, which came first")
+
+    def resumed(self, ctx: Context, plan: Plan) -> None:
+        resume = ctx.resume
+        assert resume is not None
+        if (
+            resume.question != plan.question(resume.saved)
+            or resume.answer not in self.submissions[plan.nonce].answers
+            or plan.steps[resume.saved].kind != "ask"
+        ):
+            self.note(f"task {ctx.task_id!r} goes on with {resume}")
 
     @property
     def last_end_of_a_process(self) -> float:
@@ -261,6 +343,8 @@ class Ledger:
         self.ending = False
         for known in self.tasks.values():
             known.begun = known.begun and known.status != "pending"
+        for reader in self.readers:
+            reader.gone()
 
     def ended(self, ctx: Context, plan: Plan) -> None:
         if ctx.session_id is not None:
@@ -268,7 +352,7 @@ class Ledger:
 
     def waited(self, plan: Plan, seconds: float, busy: float) -> None:
         """Only the store may hold an agent up: no reader does."""
-        if seconds > busy + 1e-6:
+        if seconds > busy + 1e-6 and not self.submissions[plan.nonce].may_pause:
             self.note(f"an emit of plan {plan.nonce} took {seconds:.3f} s, of which the store worked {busy:.3f} s")
 
     # --- asked by readers
@@ -294,6 +378,12 @@ class Ledger:
             part.content for part in parts
         ) == chunk.content
 
+    def one_of(self, reader: Reader, seq: int) -> Known | None:
+        """The newest task that this may be and that has such a chunk."""
+        keys = self.candidates(reader.agent_id, reader.task_id) if reader.keys is None else reader.keys
+        found = [self.tasks[key] for key in sorted(keys) if len(self.tasks[key].rests) >= seq]
+        return found[-1] if found else None
+
     # --- looked at as a whole
 
     def check_disk(self) -> None:
@@ -306,29 +396,38 @@ class Ledger:
                     self.note(f"task {known.original_id!r} is lost")
                 continue
             lines = self.disk.lines(key) if row.last_seq else []
-            if [rest_of(line) for line in lines] != known.rests:
+            held = known.rests[len(known.rests) - len(lines) :] if self.may_be_pruned(known) else known.rests
+            if [rest_of(line) for line in lines] != held:
                 self.note(f"the log of task {known.original_id!r} is not what was committed")
-            if row.ended and fold(decode_chunk(line) for line in lines).output() != row.output:
+            if row.ended and held is known.rests and fold(decode_chunk(line) for line in lines).output() != row.output:
                 self.note(f"the log of task {known.original_id!r} does not fold to its row")
             self._compare(known, row)
 
     def check_conversations(self) -> None:
-        """When all has ended: each task that ran has its line and its answer's, side by side."""
-        for session in {(known.row.owner, known.row.session_id) for known in self.tasks.values()}:
-            lines = None if session[1] is None else self.disk.conversation(session[0], session[1])
-            order = [key for key, _ in groupby(key for key, _ in lines or ())]
-            if len(order) != len(set(order)):
-                self.note(f"the lines of session {session[1]!r} are mixed: {lines}")
-            for key in order:
-                roles = [role for each, role in lines or () if each == key]
-                known = self.tasks[key]
-                if roles != (["user"] if known.fold.output() is None else ["user", "agent"]):
-                    self.note(f"task {known.original_id!r} has the lines {roles}, its output: {known.fold.output()}")
-            if lines is not None:
-                for known in map(self.tasks.__getitem__, (row.key for row in self.disk.rows())):
-                    said = known.row.session_id == session[1] and known.key not in order
-                    if said and (known.status == "completed" or len(known.rests) > 1):
-                        self.note(f"task {known.original_id!r} has no line in its session")
+        """When all has ended: each run has its line and its answer's, side by side."""
+        for owner, session_id in {(known.row.owner, known.row.session_id) for known in self.tasks.values()}:
+            lines = None if session_id is None else self.disk.conversation(owner, session_id)
+            for key in {key for key, _ in lines or ()}:
+                self._check_lines(self.tasks[key], lines or [])
+            for row in self.disk.rows():
+                known = self.tasks[row.key]
+                ran = known.status == "completed" or len(known.rests) > 1
+                if ran and row.session_id == session_id and lines is not None and row.key not in dict(lines):
+                    self.note(f"task {known.original_id!r} has no line in its session")
+
+    def _check_lines(self, known: Known, lines: list[tuple[int, str]]) -> None:
+        roles = "".join(role[0] for key, role in lines if key == known.key)
+        answer = "" if known.fold.output() is None else "a"
+        asked = "ua" * known.questions
+        # the run behind an answer may have ended before it began: then it has no line
+        if roles != f"{asked}u{answer}" and (not known.questions or roles != asked + answer):
+            self.note(f"task {known.original_id!r} has the lines {roles}, its output: {known.fold.output()}")
+        if known.questions:
+            return
+        # a task that has asked has given up its turn, and so may end in another's
+        groups = [key for key, _ in groupby(key for key, _ in lines if not self.tasks[key].questions)]
+        if groups.count(known.key) > 1:
+            self.note(f"the lines of session {known.row.session_id!r} are mixed: {lines}")
 
 
 def joined(emitted: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -361,7 +460,8 @@ class Reader:
 
     link: Link
 
-    def __init__(self, ledger: Ledger, agent_id: str, task_id: str, *, after: int = 0) -> None:
+    def __init__(self, ledger: Ledger, agent_id: str, task_id: str, *, after: int = 0, counted: bool = True) -> None:
+        """``counted``: it is a viewer, for whom a task with a grace goes on."""
         self.agent_id = agent_id
         self.task_id = task_id
         self.next = after + 1
@@ -370,12 +470,28 @@ class Reader:
         self.ended = False
         self.refused: str | None = None
         """The code of the uncommitted chunk that has ended this."""
-        self.may_restart = False
-        """The same task was asked for again on the same socket: it is then read from its beginning."""
+        self.may_restart = 0
+        """How often the same task was asked for again on the same socket: each time it is read from its beginning."""
         self.nonce: int | None = None
+        self.detached = False
+        self.seen_at: float | None = None
+        """When it certainly watched for the first time."""
+        self.gone_at: float | None = None
+        self.window: int | None = None
+        self.unacknowledged = 0
+        self.pauses = False
         self._ledger = ledger
+        if counted:
+            ledger.readers.append(self)
+
+    def follow(self, after: int, window: int | None) -> None:
+        """The server has said that it follows the task from here on."""
+        self.next, self.keys, self.ended, self.refused, self.detached = after + 1, None, False, None, False
+        self.window, self.unacknowledged, self.pauses = window, 0, False
+        self.seen_at, self.gone_at = trio.current_time(), None
 
     def take(self, chunk: Chunk, line: bytes) -> None:
+        """``line``: as it came, or as it stands in the log for one that came as bytes."""
         name = f"a reader of {self.task_id!r} at {self.next}"
         if chunk.seq == 0:
             if not chunk.final or chunk.chunk_type != "error" or chunk.code is UNSET:
@@ -383,26 +499,60 @@ class Reader:
             else:
                 self.refused = chunk.code
                 self.ended = True
+                self.gone()
             return
         first = chunk.seq if chunk.first_seq is UNSET else chunk.first_seq
-        if self.may_restart and first == 1 and self.next > 1:
-            self.next, self.keys, self.ended, self.refused, self.may_restart = 1, None, False, None, False
+        if self.may_restart and first == 1 and (self.next > 1 or self.detached):
+            self.follow(0, None)
+            self.may_restart -= 1
         if self.ended and self.refused is None:
             self._ledger.note(f"{name} got {line!r} after the end")
-        if first != self.next:
-            self._ledger.note(f"{name} got {first}..{chunk.seq}")
+        if self.detached:
+            self._ledger.note(f"{name} got {line!r} after it was detached")
         if self.keys is None:
             self.keys = self._ledger.candidates(self.agent_id, self.task_id)
+        gap = chunk.content.get("gap") if isinstance(chunk.content, dict) else None
+        if gap is not None:
+            self._take_gap(chunk, gap)
+            return
+        if first != self.next:
+            self._ledger.note(f"{name} got {first}..{chunk.seq}")
         self.keys = {key for key in self.keys if self._ledger.holds(key, chunk, line)}
         if not self.keys:
             self._ledger.note(f"{name} got {line!r}, which is not committed")
         self.next = chunk.seq + 1
+        self.seen_at = trio.current_time() if self.seen_at is None else self.seen_at
+        self.unacknowledged += 1
+        if self.window is not None and self.unacknowledged > self.window and not self.may_restart:
+            self._ledger.note(f"{name} got {self.unacknowledged} frames, its window is {self.window}")
         self.ended = chunk.final
+        if self.ended:
+            self.gone()
+
+    def _take_gap(self, chunk: Chunk, gap: Any) -> None:
+        keys = {key for key in self.keys or () if self._ledger.may_be_pruned(self._ledger.tasks[key])}
+        if not keys or gap["from"] != self.next or gap["to"] != chunk.seq or chunk.final:
+            self._ledger.note(f"a reader of {self.task_id!r} at {self.next} got the gap {gap} as {chunk.seq}")
+        self.keys = keys
+        self.next = chunk.seq + 1
+        self.unacknowledged += 1
+
+    def gone(self) -> None:
+        """It watches no longer."""
+        if self.gone_at is None:
+            self.gone_at = trio.current_time()
 
     def behind(self) -> int | None:
-        """How many committed chunks it has not got, as far as can be told."""
-        if self.ended or self.may_restart:
+        """How many committed chunks it has not got and could have, as far as can be told."""
+        if self.ended or self.may_restart or self.detached or self.gone_at is not None:
             return None
+        if self.window is not None and self.unacknowledged >= self.window:
+            return None
+        known = self.known()
+        return None if known is None else len(known.rests) + 1 - self.next
+
+    def known(self) -> Known | None:
+        """The task, if there can be but one."""
         keys = self.keys
         if keys is None:
             found = self._ledger.of_plan(self.nonce) if self.nonce is not None else []
@@ -410,4 +560,4 @@ class Reader:
         if len(keys) != 1:
             return None
         (key,) = keys
-        return len(self._ledger.tasks[key].rests) + 1 - self.next
+        return self._ledger.tasks[key]

@@ -21,7 +21,7 @@ from tests.simulation.world import AGENTS, SOON, World, errors_noted, virtual
 CODES: Final = (1000, 1001, 1005, 1006, 1009, 4000)
 """With which codes clients leave; 1006: without a Close frame."""
 
-PATIENCE: Final = 700.0
+PATIENCE: Final = 2500.0
 """Seconds of virtual time within which everything is over once nothing is wrong any more."""
 
 
@@ -102,6 +102,10 @@ class Schedule:
             self.repeat: 4,
             self.cancel: 3,
             self.cancel_on_socket: 3,
+            self.attach: 6,
+            self.detach: 3,
+            self.answer: 5,
+            self.grant: 6,
             self.ping: 1,
             self.nonsense: 1,
             self.stall: 5,
@@ -188,7 +192,7 @@ class Schedule:
         self.raise_broken()
         with trio.move_on_after(PATIENCE):
             while any(not row.ended for row in world.ledger.disk.rows()):
-                await trio.sleep(1)
+                await trio.sleep(5)
                 world.check(settled=False)
                 self.raise_broken()
         for row in world.ledger.disk.rows():
@@ -226,7 +230,7 @@ class Schedule:
             random.choice(names),
             random_plan(random, self._nonces),
             session_id,
-            random.choice(("cancel", "continue")),
+            random.choice(("cancel", "continue", "cancel", "continue", "grace:0", "grace:500", "grace:4000")),
             random.choice((None, None, None, "enqueue", "reject", "interrupt")),
             random.choice((1.0, 10.0, 60.0, 120.0)),
         )
@@ -253,10 +257,12 @@ class Schedule:
         if socket is None or self.random.random() < 0.3:
             socket = self.world.open_socket(submission.agent_id)
         reader = socket.readers.get(submission.task_id)
-        if reader is not None and not reader.ended:
+        if socket.attaching.get(submission.task_id) or (reader is not None and not reader.ended):
             return  # which answer belongs to which request could not be told
-        self.say(f"ask {self.words(submission)}")
-        socket.ask(submission)
+        window = self.random.choice((None, None, 1, 3))
+        pause = window is not None and self.random.random() < 0.5
+        self.say(f"ask {self.words(submission)}, window {window}{' and pauses' if pause else ''}")
+        socket.ask(submission, window=window, pause=pause, binary=self.random.random() < 0.2)
 
     def words(self, submission: Submission) -> str:
         steps = " ".join(f"{step.kind}:{step.number:g}" for step in submission.plan.steps)
@@ -293,6 +299,8 @@ class Schedule:
             reader = socket.readers.get(submission.task_id)
             if reader is not None and not reader.ended and reader.nonce != submission.plan.nonce:
                 return
+            if socket.attaching.get(submission.task_id):
+                return
             self.say(f"ask again {submission.task_id}")
             socket.ask(submission)
         else:
@@ -328,7 +336,7 @@ class Schedule:
         after = self.random.randint(0, row.last_seq)
         call = Call(self.world, "page", agent_id=row.agent_id)
         call.task_id = row.task_id
-        call.reader = Reader(self.world.ledger, row.agent_id, row.task_id, after=after)
+        call.reader = Reader(self.world.ledger, row.agent_id, row.task_id, after=after, counted=False)
         path = f"/agents/{row.agent_id}/tasks/{row.task_id}/events"
         self.world.request(call, "GET", path, query=f"after={after}&pageSize={self.random.choice((1, 7, 100))}")
 
@@ -364,6 +372,58 @@ class Schedule:
             self.say(f"cancel {row.task_id} on a socket")
             self.world.ledger.cancelled.add(row.task_id.partition("~")[0])
             socket.control("cancel", taskId=row.task_id, reason="enough")
+
+    def attach(self) -> None:
+        row = self._row()
+        socket = None if row is None else self._socket(row.agent_id)
+        if socket is None:
+            return
+        reader = socket.readers.get(row.task_id)
+        if reader is not None and reader.may_restart:
+            return
+        after, window = self.random.randint(0, row.last_seq), self.random.choice((None, None, 1, 5))
+        self.say(f"attach {row.task_id} after {after}, window {window}")
+        socket.attach(row.task_id, after, window=window, binary=self.random.random() < 0.2)
+
+    def _followed(self) -> tuple[Socket, Reader] | None:
+        found = [
+            (socket, reader)
+            for socket in self.world.sockets
+            for reader in socket.readers.values()
+            if not (socket.link.gone or reader.ended or reader.may_restart)
+        ]
+        return self.random.choice(found) if found else None
+
+    def detach(self) -> None:
+        found = self._followed()
+        if found is not None and not found[0].attaching.get(found[1].task_id):
+            self.say(f"detach {found[1].task_id}")
+            found[0].control("detach", taskId=found[1].task_id)
+            found[1].gone()
+
+    def grant(self) -> None:
+        found = self._followed()
+        if found is not None and found[1].window is not None and found[1].unacknowledged > 0:
+            frames = self.random.randint(1, found[1].unacknowledged)
+            self.say(f"grant {frames} to {found[1].task_id}")
+            found[0].grant(found[1], frames)
+
+    def answer(self) -> None:
+        rows = [row for row in self.world.ledger.disk.rows() if row.status == "input_required"]
+        row = self.random.choice(rows) if rows and self.random.random() < 0.9 else self._row()
+        if row is None:
+            return
+        submission = self.world.ledger.submissions[self.world.ledger.tasks[row.key].plan.nonce]
+        text = f"answer {len(submission.answers)}"
+        submission.answers.add(text)
+        socket = self._socket(row.agent_id)
+        if socket is not None and self.random.random() < 0.6:
+            self.say(f"answer {row.task_id} on a socket")
+            submission.links.append(socket.link)
+            socket.control("input", taskId=row.task_id, input={"type": "text/plain", "content": text})
+        else:
+            self.say(f"answer {row.task_id}")
+            self.world.post_answer(submission, row.task_id, text, streamed=self.random.random() < 0.4)
 
     def ping(self) -> None:
         if (socket := self._socket()) is not None:

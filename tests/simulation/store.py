@@ -31,6 +31,8 @@ class Witness(Protocol):
 
     def created(self, row: TaskRow) -> None: ...
 
+    def policy_set(self, key: int, policy: str) -> None: ...
+
     def appended(self, append: Append, refused: bool, row: TaskRow | None) -> None: ...
 
 
@@ -52,6 +54,10 @@ class Disk(MemoryStore):
         for append in appends:
             self._witness.appended(append, append.key in refused, self.row(append.key))
         return refused
+
+    async def set_policy(self, key: int, policy: str) -> None:
+        await super().set_policy(key, policy)
+        self._witness.policy_set(key, policy)
 
     def row(self, key: int) -> TaskRow | None:
         task = self._tasks.get(key)

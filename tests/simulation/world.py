@@ -27,19 +27,17 @@ from hector_trio.log import TaskLog
 from hector_trio.observability import Metrics
 from hector_trio.server import CLOSING_LIMIT, App
 from hector_trio.stores import Store, rules
+from hector_trio.task import grace_of
 from hector_trio.transports import Services
 from hector_trio.transports import websocket as websocket_module
 from tests.simulation.agent import PlannedAgent
 from tests.simulation.channel import Link, http_link, websocket_link
 from tests.simulation.clients import Call, Socket, request_of
-from tests.simulation.invariants import Ledger, Reader, Submission
+from tests.simulation.invariants import EPOCH_NS, Ledger, Reader, Submission
 from tests.simulation.store import SimulatedStore, Weather
 
 AGENTS: Final = ("a", "b")
 OWNER: Final = "local"
-
-EPOCH_NS: Final = 1_900_000_000 * 10**9
-"""Where the clock on the wall stands when a simulation begins."""
 
 SOON: Final = FINISH_LIMIT + REPAIR_INTERVAL + 4.0
 """Seconds within which what must end ends, as long as the store is well."""
@@ -111,6 +109,7 @@ class Process:
         composition.engine, composition.metrics = self.engine, self.metrics
         composition.settings = self.world.settings
         self.up = self.served = True
+        self.world.ledger.process_began = trio.current_time()
         self.world.say(f"{self.name} serves")
         async with trio.open_nursery() as self.connections:
             await self.stopping.wait()
@@ -149,6 +148,8 @@ class World:
         self.weather = Weather(Random(seed + 1))
         self.ledger = Ledger(self.weather)
         self.settings = random_settings(self.random)
+        self.ledger.input_timeout = self.settings.tasks.input_timeout
+        self.ledger.log_retention = self.settings.tasks.log_retention
         self.process: Process | None = None
         self.sockets: list[Socket] = []
         self.calls: list[Call] = []
@@ -189,6 +190,9 @@ class World:
     def ended(self, ctx: Any, plan: Any) -> None:
         self.ledger.ended(ctx, plan)
 
+    def resumed(self, ctx: Any, plan: Any) -> None:
+        self.ledger.resumed(ctx, plan)
+
     def busy_seconds(self) -> float:
         return self.process.store.busy_seconds if self.process is not None else 0.0
 
@@ -204,6 +208,7 @@ class World:
             "session_not_found": bool(self.ledger.removed_sessions) or bool(self.sessions),
             "gone": bool(self.ledger.removed_sessions or self.ledger.removed_tasks),
             "task_not_found": True,
+            "not_waiting": True,
             "task_exists": True,
             "task_running": True,
             "session_busy": True,
@@ -284,7 +289,24 @@ class World:
         path = f"/agents/{submission.agent_id}/tasks"
         if submission.session_id is not None and self.random.random() < 0.5:
             path = f"/sessions/{submission.session_id}/tasks"
+        submission.posted |= not streamed
         self.request(call, "POST", path, body=request_of(submission), **headers)
+        submission.links.append(call.link)
+        return call
+
+    def post_answer(self, submission: Submission, task_id: str, answer: str, *, streamed: bool) -> Call:
+        call = Call(self, "task", agent_id=submission.agent_id)
+        call.submission, call.task_id = submission, task_id
+        submission.posted |= not streamed
+        path = f"/agents/{submission.agent_id}/tasks/{task_id}/input"
+        body = {"input": {"type": "text/plain", "content": answer}}
+        if streamed:
+            known = self.ledger.of_plan(submission.plan.nonce)[-1]
+            call.reader = Reader(self.ledger, submission.agent_id, task_id, after=len(known.rests))
+            call.reader.nonce = submission.plan.nonce
+            self.request(call, "POST", path, body=body, Accept="text/event-stream")
+        else:
+            self.request(call, "POST", path, body=body)
         submission.links.append(call.link)
         return call
 
@@ -314,6 +336,9 @@ class World:
             if settled and not process.store.busy and not self.weather.bad:
                 self._check_prompt(process)
 
+    def _asked(self) -> int:
+        return sum(known.questions > 0 for known in self.ledger.tasks.values())
+
     def all_readers(self) -> Iterator[Reader]:
         for socket in self.sockets:
             yield from socket.readers.values()
@@ -324,14 +349,27 @@ class World:
     def _check_leaving(self, nonce: int, calm: float) -> None:
         """A task with the policy ``cancel`` ends when its starter leaves."""
         submission = self.ledger.submissions[nonce]
-        if submission.policy == "cancel" and all(link.left_at is not None for link in submission.links):
-            left = max(link.left_at or 0.0 for link in submission.links)
-            known = self.ledger.of_plan(nonce)[-1]
-            if self.up and self.now > max(left, calm, known.created_at) + SOON and not self.ledger.may_be_gone(known):
-                self.ledger.note(f"task {submission.task_id!r} runs on; who started it left at {left:.3f}")
+        known = self.ledger.of_plan(nonce)[-1]
+        if not self.up or self.ledger.may_be_gone(known) or known.policy == "continue":
+            return
+        if known.policy == "cancel":
+            left = max(self.now if link.left_at is None else link.left_at for link in submission.links)
+            alone = submission.posted or self.ledger.process_began >= known.started_at
+            if known.status == "input_required" and alone:
+                return  # who asked has its answer, or the server left it alone: it waits for input
+        else:
+            since, grace = self.ledger.unwatched_since(known), grace_of(known.policy)
+            if since is None or grace is None:
+                return
+            left = since + grace
+        if self.now > max(left, calm, known.started_at) + SOON:
+            self.ledger.note(f"task {submission.task_id!r} ({known.policy}) runs on; nobody is there since {left:.3f}")
 
     def _check_memory(self, process: Process) -> None:
         limits = self.settings.limits
+        parked = process.engine._parked
+        if len(process.engine._timers) > 4 * self._asked():
+            self.ledger.note(f"{len(process.engine._timers)} timers for {len(parked)} tasks that wait for input")
         for run in process.engine._runs.values():
             process.logs.add(run.log)
             slack = limits.chunk_bytes + 4096
@@ -349,8 +387,9 @@ class World:
                 self.ledger.note(f"a reader of {reader.task_id!r} waits {behind} chunks behind the log")
         for socket in self.sockets:
             if socket.open and not socket.link.stalled and not socket.link.finished:
-                if socket.controls.get("ping"):
-                    self.ledger.note("a ping is not answered")
+                unanswered = [kind for kind, count in socket.controls.items() if count and kind != "cancel"]
+                if unanswered:
+                    self.ledger.note(f"control frames that are not answered: {unanswered}")
                 if socket.bad_frames:
                     self.ledger.note("a bad frame is not answered")
         for call in self.calls:
@@ -360,8 +399,9 @@ class World:
                 self.ledger.note(f"{call.kind} {call.task_id} is not answered")
             elif call.kind == "task" and call.submission is not None:
                 found = self.ledger.of_plan(call.submission.plan.nonce)
-                if found and found[-1].final is not None and not self.ledger.may_be_gone(found[-1]):
-                    self.ledger.note(f"the task {call.task_id!r} has ended, and who waits for it does not know")
+                over = bool(found) and (found[-1].final is not None or found[-1].status == "input_required")
+                if over and not call.events and not self.ledger.may_be_gone(found[-1]):
+                    self.ledger.note(f"the task {call.task_id!r} is over, and who waits for it does not know")
         free = process.engine._slots.value > 0
         for run in process.engine._runs.values():
             first = run.turn is None or process.engine._turns.waiting(run.turn.session)[0] is run.turn
@@ -378,6 +418,8 @@ class World:
             "names": engine._named,
             "unfinished ends": engine._unfinished,
             "sessions being removed": engine._closing,
+            "parked tasks": engine._parked,
+            "logs": engine._logs,
             "turns": engine._turns._queues,
             "drain wakeups": engine.drain_wakeups,
             "dirty logs": engine._writer._dirty,
@@ -403,6 +445,7 @@ def random_settings(random: Random) -> Settings:
 
     limits = Limits(
         running=one(1000, 1, 2, 5),
+        waiting_for_input=one(10_000, 1),
         queued=one(10_000, 3, 10),
         queued_per_session=one(100, 1, 3),
         tasks_per_socket=one(100, 2),
@@ -410,7 +453,13 @@ def random_settings(random: Random) -> Settings:
         tail_bytes=one(256 * 1024, 200, 2000),
         max_uncommitted=one(256 * 1024, 100, 1000),
     )
-    tasks = Tasks(timeout=120, max_timeout=200, sweep_interval=7)
+    tasks = Tasks(
+        timeout=120,
+        max_timeout=200,
+        input_timeout=random.choice((20, 300)),
+        log_retention=random.choice((None, None, 25)),
+        sweep_interval=7,
+    )
     settings = Settings(limits=limits, tasks=tasks)
     grace = random.choice((0.0, 1.0, 10.0))
     return msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, shutdown_grace=grace))
