@@ -89,6 +89,11 @@ class TaskNotFound(NotFound):
     title = "No such task"
 
 
+class UploadNotFound(NotFound):
+    code = "upload_not_found"
+    title = "No such upload"
+
+
 class MethodNotAllowed(CallerError):
     code = "method_not_allowed"
     title = "Method not allowed"
@@ -122,6 +127,33 @@ class SessionBusy(Conflict):
 class NotWaiting(Conflict):
     code = "not_waiting"
     title = "The task does not wait for input"
+
+
+class OffsetMismatch(Conflict):
+    code = "offset_mismatch"
+    title = "The upload is at another offset"
+
+
+class UploadLocked(Conflict):
+    code = "upload_locked"
+    title = "Another request is writing to this upload"
+    retryable = True
+
+
+class ChecksumMismatch(CallerError):
+    code = "checksum_mismatch"
+    title = "The bytes do not have the checksum they came with"
+    retryable = True
+
+
+class UnsupportedMediaType(CallerError):
+    code = "unsupported_media_type"
+    title = "The Content-Type is not the one that is needed here"
+
+
+class UnsupportedVersion(CallerError):
+    code = "unsupported_version"
+    title = "This version of the protocol is not spoken here"
 
 
 class PreconditionFailed(CallerError):

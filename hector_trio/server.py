@@ -47,6 +47,7 @@ from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
 from hector_trio.transports.websocket import add_websocket
+from hector_trio.uploads import open_uploads
 
 CLOSING_LIMIT: Final = 3.0
 """Seconds that connections are given to finish after the drain."""
@@ -71,6 +72,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(_open_store(settings, instance, metrics))
+        uploads = await stack.enter_async_context(open_uploads(settings))
         models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
         served = {**_configured(settings, models), **(agents or {})}
@@ -83,7 +85,10 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
         metrics.watch(engine, store, connection.statistics)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
-        services = Services(engine, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server))
+        nursery.start_soon(uploads.sweep_for_ever)
+        services = Services(
+            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server)
+        )
         try:
             yield App(services)
         finally:

@@ -21,6 +21,7 @@ from hector_trio.config.settings import (
     Tasks,
     Tls,
     Token,
+    UploadSettings,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Tasks",
     "Tls",
     "Token",
+    "UploadSettings",
     "check_exposure",
     "default_settings",
     "describe",

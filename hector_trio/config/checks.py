@@ -67,6 +67,11 @@ def check_together(settings: Settings, issues: Issues) -> None:
         size, room = getattr(limits, smaller), getattr(limits, larger)
         if size > room:
             issues.add(("limits", smaller), f"{size} is more than limits.{larger}, {room}: {why}")
+    uploads = settings.uploads
+    for smaller, larger in (("max_bytes", "owner_bytes"), ("owner_bytes", "total_bytes")):
+        size, room = getattr(uploads, smaller), getattr(uploads, larger)
+        if size > room:
+            issues.add(("uploads", smaller), f"{size} is more than uploads.{larger}, {room}")
     server = settings.server
     if not server.host and server.uds is None and server.fd is None:
         issues.add(("server", "host"), "the list is empty; name an address, such as 127.0.0.1")

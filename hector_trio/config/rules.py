@@ -8,7 +8,16 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-from hector_trio.config.settings import OpenAiLlm, PythonAgent, Server, Settings, StoreSettings, Tls, Token
+from hector_trio.config.settings import (
+    OpenAiLlm,
+    PythonAgent,
+    Server,
+    Settings,
+    StoreSettings,
+    Tls,
+    Token,
+    UploadSettings,
+)
 
 MIN_TOKEN = 16
 
@@ -149,6 +158,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Tls, "cert"): _check_path,
     (Tls, "key"): _check_path,
     (StoreSettings, "url"): _check_store,
+    (UploadSettings, "path"): _check_path,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
     (OpenAiLlm, "model"): _check_text,
@@ -165,7 +175,14 @@ SPELLED: dict[tuple[type, str], Callable[[str], str]] = {
     (OpenAiLlm, "base_url"): _without_slash,
 }
 """Of several ways to say the same, the one that the settings hold."""
-PATHS = {(Server, "uds"), (Tls, "cert"), (Tls, "key"), (StoreSettings, "url"), (PythonAgent, "function")}
+PATHS = {
+    (Server, "uds"),
+    (Tls, "cert"),
+    (Tls, "key"),
+    (StoreSettings, "url"),
+    (UploadSettings, "path"),
+    (PythonAgent, "function"),
+}
 
 
 def secrets(settings: Settings) -> list[str]:

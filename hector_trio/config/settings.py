@@ -162,8 +162,7 @@ class UploadSettings(Struct, frozen=True):
     """Files that clients send in pieces (tus), for tasks to use."""
 
     path: str | None = None
-    """Folder in which they are kept. Left out: beside the database, under its name and ``-uploads``; with the store
-    ``memory`` a temporary folder that is removed at the end."""
+    """Folder that keeps them. Left out: beside the database, ``hector.db-uploads``; for ``memory`` a temporary one."""
     max_bytes: Bytes = 1 << 30
     """Size of one upload."""
     owner_bytes: Bytes = 4 << 30

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hector_trio.engine import Engine
+from hector_trio.uploads import Uploads
 
 if TYPE_CHECKING:
     from hector_trio.auth import Authenticator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Services:
     engine: Engine
+    uploads: Uploads
     settings: Settings
     authenticator: Authenticator
     metrics: Metrics

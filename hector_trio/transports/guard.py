@@ -15,7 +15,9 @@ from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
 from hector_trio.transports.problems import body_of, headers_of, status_of
+from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.routes import PRINCIPAL, REQUEST_ID
+from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,7 +31,10 @@ SUBPROTOCOL: Final = "hector.subprotocol"
 NOBODY: Final = Principal("", "nobody", "viewer")
 """Who asks a public path without credentials."""
 
-EXPOSED: Final = b"Location, Retry-After, ETag, X-Request-Id, Upload-Offset, Upload-Length, Tus-Resumable"
+EXPOSED: Final = (
+    b"Location, Retry-After, ETag, X-Request-Id, Upload-Offset, Upload-Length, Upload-Defer-Length, Upload-Metadata, "
+    b"Upload-Expires, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"
+)
 METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 PREFLIGHT_AGE: Final = b"600"
 
@@ -47,6 +52,7 @@ class Guard:
         self._app = app
         self._services = services
         self._answered = access_log(services.metrics, services.settings.log)
+        self._tus = tus_headers(services.settings.uploads)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -60,6 +66,10 @@ class Guard:
         headers = Headers(scope["headers"])
         request_id = scope[REQUEST_ID] = accepted_request_id(headers.one(b"x-request-id"))
         exchange = Exchange(send, request_id)
+        if scope["type"] == "http" and is_upload(local_path(scope)):
+            exchange.more = self._tus
+            scope["method"] = method_meant(scope["method"], headers.one(b"x-http-method-override"))
+            scope[STREAMED] = scope["method"] in ("POST", "PATCH")
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._pass(scope, headers, receive, exchange)
@@ -74,7 +84,7 @@ class Guard:
                 await exchange.send_whole(204, preflight(headers))
                 return
             scope[PRINCIPAL], scope[SUBPROTOCOL] = self._authenticate(scope, headers)
-            self._check_length(headers)
+            self._check_length(headers, streamed=scope.get(STREAMED, False))
         except HectorError as error:
             await exchange.refuse(scope, error)
             return
@@ -109,9 +119,10 @@ class Guard:
                 return NOBODY, None
             raise
 
-    def _check_length(self, headers: Headers) -> None:
+    def _check_length(self, headers: Headers, *, streamed: bool) -> None:
         """RFC 9110, 15.5.14. A body without a length is cut at the same limit while it is read."""
-        limit = self._services.settings.limits.body_bytes
+        settings = self._services.settings
+        limit = settings.uploads.max_bytes if streamed else settings.limits.body_bytes
         text = headers.one(b"content-length")
         if text is None:
             return
@@ -124,11 +135,13 @@ class Guard:
 class Exchange:
     """What is sent back: adds the headers that every answer has, and remembers the status."""
 
-    __slots__ = ("_request_id", "_send", "shown_to", "status")
+    __slots__ = ("_request_id", "_send", "more", "shown_to", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._request_id = request_id.encode()
+        self.more: RawHeaders = []
+        """What every answer at this path has besides."""
         self.shown_to: str | None = None
         """The origin to whose pages a browser may show the answer, or ``*``."""
         self.status: int | None = None
@@ -151,6 +164,7 @@ class Exchange:
         if not any(name.lower() == b"cache-control" for name, _ in result):
             result.append((b"cache-control", b"no-store"))
         result += [(b"x-content-type-options", b"nosniff"), (b"x-request-id", self._request_id), (b"vary", b"Origin")]
+        result += self.more
         if self.shown_to is not None:
             result.append((b"access-control-allow-origin", self.shown_to.encode("latin-1")))
             result.append((b"access-control-expose-headers", EXPOSED))

@@ -29,15 +29,24 @@ _NAMES: Final = {
     "agentId": "An agent's id",
     "sessionId": "A session's id",
     "taskId": "A task's id",
+    "uploadId": "An upload's id",
 }
 
 HEADERS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "Location": ("The path of what was created", {"type": "string"}),
     "ETag": ("Changes with `state` and `metadata` (RFC 9110, 8.8.3)", {"type": "string"}),
     "Preference-Applied": ("Which preference was honoured (RFC 7240, 3)", {"type": "string"}),
+    "Upload-Offset": ("How many bytes are stored", {"type": "integer"}),
+    "Upload-Length": ("Bytes in all, where that is known", {"type": "integer"}),
+    "Upload-Defer-Length": ("1 where the length has not been said yet", {"type": "string", "enum": ["1"]}),
+    "Upload-Metadata": ("As it was sent", {"type": "string"}),
+    "Upload-Expires": ("When it is removed unless something is written to it (RFC 9110, 5.6.7)", {"type": "string"}),
     "Retry-After": ("Seconds after which the same request may succeed", {"type": "integer"}),
     "WWW-Authenticate": ("`Bearer` (RFC 6750, 3)", {"type": "string"}),
 }
+
+PHRASES: Final = {460: "Checksum Mismatch"}
+"""Statuses that only a protocol of ours has (tus)."""
 
 
 def document(routes: Sequence[Route], base: str, *, secured: bool) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def _types(routes: Sequence[Route]) -> list[Any]:
     found: dict[str, Any] = {_key(Problem): Problem, _key(Chunk): Chunk}
     for route in routes:
         for type_ in (route.body, *(answer.type for answer in route.answers.values())):
-            if type_ is not None:
+            if type_ not in (None, bytes):
                 found[_key(type_)] = type_
     return list(found.values())
 
@@ -108,12 +117,16 @@ def _operation(route: Route, known: dict[str, Any], secured: bool) -> dict[str, 
         ),
         *(
             {"name": each.name, "in": "header", "description": each.description, "schema": dict(each.schema)}
+            | ({"required": True} if each.required else {})
             for each in route.headers
         ),
     ]
     if parameters:
         operation["parameters"] = parameters
-    if route.body is not None:
+    if route.body is bytes:
+        content = {"application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        operation["requestBody"] = {"description": "Bytes of the file", "content": content}
+    elif route.body is not None:
         operation["requestBody"] = {
             "required": True,
             "description": "Read as JSON whatever its Content-Type",
@@ -128,7 +141,7 @@ def _tag(path: str) -> str:
     parts = path.strip("/").split("/")
     if "tasks" in parts:
         return "tasks"
-    return parts[0] if parts[0] in ("agents", "sessions") else "server"
+    return parts[0] if parts[0] in ("agents", "sessions", "uploads") else "server"
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
@@ -184,7 +197,7 @@ def _answer(answer: Answer, known: dict[str, Any]) -> dict[str, Any]:
 def _refusal(status: int, errors: list[type[HectorError]]) -> dict[str, Any]:
     codes = ", ".join(f"`{error.code}`" for error in errors)
     described: dict[str, Any] = {
-        "description": f"{HTTPStatus(status).phrase}: {codes}",
+        "description": f"{PHRASES.get(status) or HTTPStatus(status).phrase}: {codes}",
         "content": {MEDIA_TYPE: {"schema": {"$ref": REF.format(name="Problem")}}},
     }
     names = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])

@@ -24,6 +24,8 @@ CLOSE_CODE = "hector.close_code"
 LEFT_AT = "hector.left_at"
 """Key of the scope under which `trio.current_time()` stands of the moment at which the client was seen to have left, or
 the WebSocket to have ended."""
+STREAMED = "hector.streamed"
+"""Key of the scope that is set when the handler iterates over the body, which then may have any size."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that our own Close frame may take to leave when a client is being refused."""
 
@@ -74,6 +76,22 @@ class HectorRequestBody(TrioBody):
         super().__init__(expected_content_length, max_content_length)
         self._streamed = False
         self._taken = trio.lowlevel.ParkingLot()
+
+    def stream(self) -> None:
+        """The handler is going to iterate: from the first byte on the body waits for it, and has no limit."""
+        self._streamed = True
+        self._max_content_length = self._must_raise = None
+
+    def arrived(self) -> bytes:
+        """What has arrived and was not taken yet; takes it."""
+        data = bytes(self._data)
+        self._data.clear()
+        return data
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has arrived."""
+        return self._complete.is_set()
 
     async def __anext__(self) -> bytes:
         self._streamed = True
@@ -132,6 +150,8 @@ class HectorHTTPConnection(TrioASGIHTTPConnection):
             await send(message)
 
         request = self._create_request_from_scope(answer)
+        if cast(dict[str, Any], self.scope).get(STREAMED):
+            cast(HectorRequestBody, request.body).stream()
         async with trio.open_nursery() as nursery:
             cast(dict[str, Any], self.scope)[NURSERY] = nursery
             nursery.start_soon(self._take_body, nursery, cast(HectorRequestBody, request.body), receive, name="reader")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 import trio
@@ -29,6 +29,7 @@ from hector_trio.transports import Services
 from hector_trio.transports.openapi import document
 from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
 from hector_trio.transports.problems import INTERNAL, body_of, headers_of, status_of
+from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
 from hector_trio.transports.rest_tasks import TASK_ROUTES
 from hector_trio.transports.routes import (
@@ -41,6 +42,7 @@ from hector_trio.transports.routes import (
     json_reply,
     respond,
 )
+from hector_trio.transports.uploads import UPLOAD_ROUTES
 
 CHECK_LIMIT: Final = 2.0
 """Seconds that the store may take before the server counts as not ready."""
@@ -129,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *TASK_ROUTES,
     *SESSION_ROUTES,
+    *UPLOAD_ROUTES,
     Route(
         "GET",
         "/health/live",
@@ -233,6 +236,8 @@ async def refuse(error: HectorError) -> Response:
     body = body_of(error, instance=current.path, request_id=scope.get(REQUEST_ID, ""))
     response = Response(body, status_of(error))
     response.headers.update(headers_of(error))
+    if scope.get(STREAMED) and not cast(HectorRequestBody, cast(Request, current).body).complete:
+        response.headers["Connection"] = "close"  # what still comes of the body is not read (RFC 9112, 9.6)
     return response
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 import trio
 from quart import Request, Response
 
 from hector_trio.auth import Principal, Right
-from hector_trio.errors import AgentNotFound, HectorError, NotFound, SessionNotFound, TaskNotFound
+from hector_trio.errors import AgentNotFound, HectorError, NotFound, SessionNotFound, TaskNotFound, UploadNotFound
 from hector_trio.models import encode, is_id
 from hector_trio.transports import Services
-from hector_trio.transports.quart_app import NURSERY, EventStreamResponse
+from hector_trio.transports.quart_app import NURSERY, EventStreamResponse, HectorRequestBody
 from hector_trio.transports.requests import decode_json
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ NOT_FOUND: Final[dict[str, type[NotFound]]] = {
     "agentId": AgentNotFound,
     "sessionId": SessionNotFound,
     "taskId": TaskNotFound,
+    "uploadId": UploadNotFound,
 }
 """How a name in a path that cannot be an id is answered: exactly like an unknown one."""
 
@@ -46,6 +47,7 @@ class Header:
     name: str
     description: str
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,16 @@ class Answer:
 class Route:
     """One row. ``right``: what the caller must be allowed to do; ``None``: anybody may, also without credentials."""
 
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "HEAD", "POST", "PATCH", "DELETE"]
     path: str
-    """With ``{agentId}``, ``{sessionId}``, ``{taskId}``."""
+    """With ``{agentId}``, ``{sessionId}``, ``{taskId}``, ``{uploadId}``."""
     name: str
     summary: str
     run: Callable[[Call], Awaitable[Reply]]
     answers: Mapping[int, Answer]
     right: Right | None = "read"
     body: Any = None
+    """What the JSON body is; ``bytes``: a piece of a file instead, which may be missing."""
     query: tuple[Query, ...] = ()
     headers: tuple[Header, ...] = ()
     refusals: tuple[type[HectorError], ...] = ()
@@ -87,6 +90,7 @@ class Reply:
     status: int = 200
     body: bytes = b""
     media_type: str = "application/json"
+    """Empty: nothing is said, because there is no body."""
     headers: dict[str, str] = field(default_factory=dict)
     events: AsyncIterator[bytes] | None = None
     """Server-sent events instead of a body."""
@@ -127,6 +131,11 @@ class Call:
         """A header's value; of several with one name, joined (RFC 9110, 5.3)."""
         values = self._request.headers.getlist(name)
         return ", ".join(values) if values else None
+
+    @property
+    def source(self) -> HectorRequestBody:
+        """The body in the pieces in which it comes, on a route whose bodies are streamed (see the guard)."""
+        return cast(HectorRequestBody, self._request.body)
 
     async def data(self) -> bytes:
         """The body. Raises werkzeug's RequestEntityTooLarge beyond the limit."""
@@ -172,7 +181,8 @@ def respond(reply: Reply) -> Response:
         return EventStreamResponse(reply.events, reply.headers)
     response = Response(reply.body, reply.status, content_type=reply.media_type)
     response.headers.update(reply.headers)
-    if reply.status in (204, 304):
+    if reply.status in (204, 304) or not reply.media_type:
         response.headers.pop("Content-Type", None)
+    if reply.status in (204, 304):
         response.headers.pop("Content-Length", None)
     return response

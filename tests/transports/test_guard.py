@@ -95,7 +95,8 @@ async def test_pages_of_this_machine_and_allowed_ones_are_answered_and_may_read_
             exposed = {name.strip() for name in answer.headers["Access-Control-Expose-Headers"].split(",")}
             assert exposed == {
                 *("Location", "Retry-After", "ETag", "X-Request-Id"),
-                *("Upload-Offset", "Upload-Length", "Tus-Resumable"),
+                *("Upload-Offset", "Upload-Length", "Upload-Defer-Length", "Upload-Metadata", "Upload-Expires"),
+                *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
             }
             assert "Access-Control-Allow-Credentials" not in answer.headers
         problem = await client.get("/agents/nobody", headers={"Origin": "https://app.example"})

@@ -78,12 +78,28 @@ def test_the_wires_types_stand_in_the_description_by_their_names() -> None:
     assert set(schemas["Chunk"]["required"]) == {"taskId", "seq", "chunkType", "content", "timestamp"}
 
 
+SETTINGS = """
+hooks = "tus"
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "409", "412", "413", "415", "422", "503"]
+[checks.missing_required_header]
+expected-statuses = ["400", "401", "403", "412", "415"]
+"""
+HOOKS = """
+import schemathesis
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+"""
+"""What schemathesis does not know by itself of tus."""
+
+
 async def drive(url: str, folder: Path, *options: str) -> None:
     """Lets schemathesis call everything that is described, well and badly, in a process of its own.
 
     Not checked: that whatever fits the schema is accepted, since a page token or an entity tag must also be one of
     ours.
     """
+    (folder / "schemathesis.toml").write_text(SETTINGS)
+    (folder / "tus.py").write_text(HOOKS)
     program = Path(sys.executable).parent / "st"
     # fmt: off
     command = [
