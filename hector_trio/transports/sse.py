@@ -22,8 +22,13 @@ from hector_trio.transports.requests import invalid
 KEEP_ALIVE: Final = 2.5
 """Seconds without a chunk after which a comment is sent; PROTOCOL promises 3."""
 
-SLOW: Final = 0.25
-"""Seconds within which a viewer takes what it was given, else text is joined for it."""
+BLOCKED: Final = 0.02
+"""Seconds after which a write counts as one that waited for its viewer."""
+
+BEHIND: Final = 1.0
+"""Seconds that a viewer may be more than ``BEHIND_CHUNKS`` behind before text is joined for it."""
+
+BEHIND_CHUNKS: Final = 64
 
 BATCH: Final = 1024
 """Chunks that leave together at most."""
@@ -31,12 +36,28 @@ BATCH: Final = 1024
 log = structlog.stdlib.get_logger("hector_trio.sse")
 
 
+class Lag:
+    """Tells when a viewer is so slow that it is given joined text until it has caught up."""
+
+    def __init__(self) -> None:
+        self._since = math.inf
+
+    def joins(self, follower: Follower, waited: float) -> bool:
+        """Whether to join what is read next. ``waited``: seconds that the last write took."""
+        if follower.last_seq - follower.after <= BEHIND_CHUNKS:
+            self._since = math.inf
+            return False
+        now = trio.current_time()
+        self._since = min(self._since, now)
+        return waited > BLOCKED and now - self._since > BEHIND
+
+
 class EventStream:
     """The chunks of one task as events, replayed and then live, ending after the final one. Costs a cursor.
 
     Whatever is ready leaves as one message. A log that cannot be read on ends with one uncommitted ``error`` event
-    (seq 0) that carries no id, so that a browser comes back where it was. A viewer that takes longer than ``SLOW`` for
-    what it was given gets adjacent text joined.
+    (seq 0) that carries no id, so that a browser comes back where it was. A viewer slower than the stream gets adjacent
+    text joined.
     """
 
     def __init__(self, follower: Follower, metrics: Metrics, left: Callable[[], None] | None = None) -> None:
@@ -44,6 +65,7 @@ class EventStream:
         self._follower = follower
         self._metrics = metrics
         self._left = left
+        self._lag = Lag()
         self._given_at = math.inf
         self._open = ExitStack()
         self._begun = False
@@ -62,7 +84,8 @@ class EventStream:
         lines: list[bytes] | None = None
         try:
             if self._follower.ready:
-                lines = await self._follower.read(BATCH, join=trio.current_time() - self._given_at > SLOW)
+                join = self._lag.joins(self._follower, trio.current_time() - self._given_at)
+                lines = await self._follower.read(BATCH, join=join)
             else:
                 with trio.move_on_after(KEEP_ALIVE):
                     lines = await self._follower.read(BATCH)

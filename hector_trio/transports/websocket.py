@@ -32,7 +32,7 @@ from hector_trio.transports.problems import refused
 from hector_trio.transports.quart_app import LEFT_AT, HectorQuart
 from hector_trio.transports.requests import MAX_NUMBER, check_content, check_task_request, decode_json, invalid
 from hector_trio.transports.routes import PRINCIPAL
-from hector_trio.transports.sse import SLOW, starting_point
+from hector_trio.transports.sse import BEHIND_CHUNKS, Lag, starting_point
 
 SEND_MANY: Final = "hector.send_many"
 """The ASGI scope extension that takes many frames for one write."""
@@ -158,6 +158,7 @@ class View:
         self.credit = viewing.window or 0
         """Frames that may be sent, where there is a window."""
         self.pauses = viewing.pause
+        self._lag = Lag()
         self._pause()
 
     @property
@@ -171,13 +172,17 @@ class View:
         self.credit = min(self.window, self.credit + frames)
         self._pause()
 
-    async def read(self, *, slow: bool) -> list[bytes]:
-        """The next frames, as many as it may have; text is joined when there is more. Raises: StoreUnavailable."""
+    async def read(self, waited: float) -> list[bytes]:
+        """The next frames, as many as it may have. ``waited``: seconds that the last write took.
+
+        Raises: StoreUnavailable.
+        """
         if self.window is None:
-            lines = await self.follower.read(BATCH, join=slow)
+            lines = await self.follower.read(BATCH, join=self._lag.joins(self.follower, waited))
         else:
             waiting = self.follower.last_seq - self.follower.after
-            lines = await self.follower.read(min(BATCH, self.credit), join=slow or waiting > self.credit)
+            join = waiting > max(self.credit, BEHIND_CHUNKS)
+            lines = await self.follower.read(min(BATCH, self.credit), join=join)
             self.credit -= len(lines)
             self._pause()
         return [binary_frame(line) for line in lines] if self.binary else lines
@@ -225,8 +230,8 @@ class Socket:
         """Whether a frame is being worked on."""
         self._binary = False
         """Whether it was ever asked for binary frames."""
-        self._slow = False
-        """Whether the client took long for what was sent last."""
+        self._waited = 0.0
+        """Seconds that the client took for what was sent last."""
         self._heard = False
         self._answering = 0
         """Cancels that are not answered yet."""
@@ -472,7 +477,7 @@ class Socket:
                         await self._send_many(list(group), binary=binary)
                 else:
                     await self._send_many(frames)
-                self._slow = trio.current_time() - began > SLOW
+                self._waited = trio.current_time() - began
                 continue
             code, deadline = self._verdict()
             if trio.current_time() >= deadline:
@@ -492,7 +497,7 @@ class Socket:
             answer, view.answer = view.answer, None
             return [answer]
         try:
-            frames = await view.read(slow=self._slow)
+            frames = await view.read(self._waited)
             failure = view.follower.failure
         except HectorError as error:
             frames, failure = [], error
