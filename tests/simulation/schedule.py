@@ -379,8 +379,8 @@ class Schedule:
         if socket is None:
             return
         reader = socket.readers.get(row.task_id)
-        if reader is not None and reader.may_restart:
-            return
+        if socket.attaching.get(row.task_id) or (reader is not None and reader.may_restart):
+            return  # which answer belongs to which frame could not be told
         after, window = self.random.randint(0, row.last_seq), self.random.choice((None, None, 1, 5))
         self.say(f"attach {row.task_id} after {after}, window {window}")
         socket.attach(row.task_id, after, window=window, binary=self.random.random() < 0.2)
