@@ -160,6 +160,11 @@ class Engine:
     def waiting_for_input(self) -> int:
         return len(self._parked)
 
+    @property
+    def runs(self) -> Iterable[Run]:
+        """All that is queued, runs or ends here."""
+        return self._runs.values()
+
     # --- submit
 
     async def submit(self, order: Order, nursery: trio.Nursery | None = None) -> Accepted:
@@ -440,6 +445,7 @@ class Engine:
     async def _run(self, run: Run) -> None:
         """The run of one task, whatever nursery it is in. Ends with exactly one final chunk (or parked)."""
         row = run.row
+        run.task = trio.lowlevel.current_task()
         began = trio.current_time()
         outcome: Outcome | None = None
         asked = False
@@ -540,6 +546,7 @@ class Engine:
 
     async def _end(self, run: Run, outcome: Outcome | None, seconds: float) -> None:
         """Commits the final chunk or (``None``) the question, bounded; gives the turn on; wakes who waits."""
+        run.ending = True
         if run.parked:
             run.log.refuse(Draining("The server is shutting down; the task runs at the next start"))
             self._close(run)
@@ -903,15 +910,15 @@ async def open_engine(
             with shield:
                 await writer.run()
 
-        writing.start_soon(write)
+        writing.start_soon(write, name="writer log")
         try:
             async with trio.open_nursery() as nursery:
                 engine = Engine(store, agents, settings, instance, nursery, writer, observer)
                 await engine.recover()
-                nursery.start_soon(engine._sweep_for_ever)
-                nursery.start_soon(engine._repair)
-                nursery.start_soon(engine._watch_parked)
-                nursery.start_soon(engine._lift_shields)
+                nursery.start_soon(engine._sweep_for_ever, name="engine sweep")
+                nursery.start_soon(engine._repair, name="engine repair")
+                nursery.start_soon(engine._watch_parked, name="engine questions")
+                nursery.start_soon(engine._lift_shields, name="engine shields")
                 try:
                     yield engine
                 finally:

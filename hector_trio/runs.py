@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -64,10 +64,21 @@ class Run:
         """Set by the agent: the run ends here, and the task waits for input."""
         self.parked = False
         """The run ends without a final chunk: the task stays ``pending`` for the next start."""
+        self.task: trio.lowlevel.Task | None = None
+        """Trio's, once it has started."""
+        self.ending = False
+        """Whether nothing is left but its final chunk, or its question."""
         self.over = trio.Event()
         """Set when it has ended, or would have if the store took its final chunk."""
         self._grace = grace_of(row.policy)
         self._left_at = math.inf
+
+    @property
+    def state(self) -> Literal["queued", "running", "finishing"]:
+        """``finishing``: it was cancelled, in whatever way, or nothing is left but its final chunk."""
+        if self.ending or self.scope.cancel_called:
+            return "finishing"
+        return "running" if self.begun else "queued"
 
     def stop(self, outcome: Outcome) -> None:
         """Ends the run as ``outcome``; the first to decide wins. Idempotent, at any time."""
