@@ -11,7 +11,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -497,10 +497,9 @@ async def test_a_restart_ends_a_running_task_and_the_stream_says_so(tmp_path: Pa
     port = free_port()
     serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port), "--shutdown-grace", "0.1")
     with trio.fail_after(LIMIT):
-        async with Client(f"http://127.0.0.1:{port}") as client:
+        async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
             async with serve() as (process, _):
-                running = client.stream("assistant", "Count to 100000")
-                chunks = await running.__aenter__()
+                chunks = await stack.enter_async_context(client.stream("assistant", "Count to 100000"))
                 received = [await anext(chunks) for _ in range(20)]
                 process.process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
                 await process.wait()
@@ -512,7 +511,6 @@ async def test_a_restart_ends_a_running_task_and_the_stream_says_so(tmp_path: Pa
                 assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
                 async with client.events("assistant", chunks.task_id) as events:
                     assert await read(events) == received or how == "term"
-                await running.__aexit__(None, None, None)
                 task = await client.task("assistant", chunks.task_id)
                 assert task.status == "failed"
 
@@ -522,12 +520,12 @@ async def test_a_task_that_waited_in_the_queue_runs_after_a_restart_and_the_stre
     port = free_port()
     serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port))
     with trio.fail_after(LIMIT):
-        async with Client(f"http://127.0.0.1:{port}") as client:
+        async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
             async with serve() as (process, _):
                 session = (await client.create_session("assistant")).session_id
                 await client.submit("assistant", "Count to 100000", session_id=session)
-                running = client.stream("assistant", "Count to 50", session_id=session)
-                chunks = await running.__aenter__()
+                stream = client.stream("assistant", "Count to 50", session_id=session)
+                chunks = await stack.enter_async_context(stream)
                 while len(await client.session_tasks(session)) < 2:
                     pass
                 process.process.send_signal(signal.SIGKILL)
@@ -536,7 +534,39 @@ async def test_a_task_that_waited_in_the_queue_runs_after_a_restart_and_the_stre
                 received = await read(chunks)
                 assert text_of(received).split() == [str(n) for n in range(1, 51)]
                 assert received[-1].status == "completed"
-                await running.__aexit__(None, None, None)
+
+
+ASKER = """
+async def ask(ctx):
+    if ctx.resume is None:
+        await ctx.ask("Your name?")
+    await ctx.emit_text(ctx.resume.answer)
+"""
+
+
+async def test_an_answer_that_a_server_is_too_late_for_is_taken_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "asker.py").write_text(ASKER)
+    (tmp_path / "config.yaml").write_text("agents:\n  a: {type: python, function: asker.py:ask}\n  b: {}\n")
+    port = free_port()
+    serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port), "--shutdown-grace", "1")
+    with trio.fail_after(LIMIT):
+        async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
+            async with serve() as (process, _):
+                chunks = await stack.enter_async_context(client.stream("a", "x"))
+                await anext(chunks)
+                assert chunks.prompt == "Your name?"
+                other = await stack.enter_async_context(client.stream("b", "Count to 100000"))
+                await anext(other)
+                process.process.send_signal(signal.SIGTERM)
+                with pytest.raises(errors.Draining):
+                    while True:
+                        await client.submit("b", "count to 1")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(chunks.answer, "Zoe")
+                    await process.wait()
+                    await stack.enter_async_context(serve())
+                assert text_of(await read(chunks, 1)) == "Zoe"
+                assert (await read(other, other.last_seq))[-1].code == "interrupted"
 
 
 # --- codes, limits ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct
 
 from hector_trio.client.bodies import Control, check_next, decode_frame, given, refused
 from hector_trio.client.errors import UnexpectedAnswer, error_of
-from hector_trio.errors import HectorError, TaskNotFound
+from hector_trio.errors import Draining, HectorError, TaskNotFound
 from hector_trio.models import Chunk, Content, Json
 
 _INPUT_REQUIRED: Final = "input_required"
@@ -154,8 +154,9 @@ class Exchange:
         if frame.of == "attach":
             self._attach_answered(frame)
         elif frame.of == "input" and self.answer is not None:
-            self.answer.settled = True
-            self.answer.refusal = _error(frame) if failed else None
+            if frame.code != Draining.code:  # else the connection ends soon, and the next one is asked
+                self.answer.settled = True
+                self.answer.refusal = _error(frame) if failed else None
         elif frame.of in ("credit", "ping"):
             pass
         elif failed:
