@@ -10,7 +10,9 @@ import pytest
 import trio
 
 from hector_trio import connection
+from hector_trio.agents import Context
 from hector_trio.config import Limits, LlmAgent, OpenAiLlm, Settings
+from tests.engines import agent
 from tests.fake_model import FakeModel, says, serve_fake_model, silent, stalls
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected, raw
@@ -131,3 +133,53 @@ async def test_a_thousand_cut_streams_leave_no_task_and_no_socket_behind() -> No
             for _ in range(50):
                 await trio.lowlevel.checkpoint()
         assert (tasks(), descriptors()) <= before
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["cancel", "continue", {"graceMs": 60_000}])
+async def test_the_time_of_a_task_bounds_its_model_call(policy: str | dict[str, int]) -> None:
+    async with model_and_server() as (fake, server), connected(server, "a") as peer:
+        fake.plan(stalls("tok"))
+        began = trio.current_time()
+        await peer.ask("x", timeoutMs=300, onDisconnect=policy)
+        (request,) = await fake.wait_requests(1)
+        final = (await peer.read_to_final())[-1]
+        assert (final["status"], final["code"]) == ("failed", "timeout")
+        with trio.fail_after(5):
+            await request.closed.wait()
+        assert 0.3 <= request.closed_at - began < 2
+
+
+async def test_time_spent_in_the_queue_counts_and_what_is_left_is_visible() -> None:
+    left: list[float] = []
+
+    async def look(ctx: Context) -> None:
+        left.append(ctx.deadline - trio.current_time())
+        await trio.sleep(0.2 if ctx.text == "first" else 0)  # the time itself is the subject
+
+    async with serving(agents=agent(look)) as server, server.client() as client:
+        session = (await client.post("/sessions", json={"agentId": "a"})).json()["sessionId"]
+        async with connected(server, "a") as peer:
+            for text in ("first", "second"):
+                await peer.ask(text, taskId=text, timeoutMs=5000, context={"sessionId": session})
+            await peer.read_to_final()
+            await peer.read_to_final()
+    assert 4 < left[0] <= 5
+    assert left[1] <= left[0] - 0.15
+
+
+async def test_each_run_of_a_task_has_its_own_time_and_waiting_for_input_costs_none() -> None:
+    async def ask(ctx: Context) -> None:
+        if ctx.resume is None:
+            await ctx.ask("?")
+        assert ctx.deadline - trio.current_time() > 0.2
+        await ctx.emit_text("in time")
+
+    async with serving(agents=agent(ask)) as server, server.client() as client:
+        body = {"input": {"content": "x"}, "taskId": "t", "timeoutMs": 300}
+        assert (await client.post("/agents/a/tasks", json=body)).json()["status"] == "input_required"
+        await trio.sleep(0.4)  # longer than a run may take
+        task = (await client.post("/agents/a/tasks/t/input", json={"input": {"content": "x"}})).json()
+        assert task["output"]["content"] == "in time"
