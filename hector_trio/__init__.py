@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hector_trio.errors import HectorError, RunError
     from hector_trio.hector import Hector
     from hector_trio.models import Chunk, Content, Message, Session, Task
+    from hector_trio.uploads import UploadedFile
 
 __all__ = [
     "Chunk",
@@ -27,6 +28,7 @@ __all__ = [
     "Session",
     "SyncContext",
     "Task",
+    "UploadedFile",
     "__version__",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "Session": "models",
     "SyncContext": "agents.function",
     "Task": "models",
+    "UploadedFile": "uploads",
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 import structlog
 import trio
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from hector_trio.agents import Agent
 from hector_trio.agents.context import RunContext
@@ -24,6 +24,7 @@ from hector_trio.errors import (
     Draining,
     Gone,
     HectorError,
+    InvalidRequest,
     NotWaiting,
     RateLimited,
     RunError,
@@ -60,6 +61,7 @@ from hector_trio.task import (
     split_lines,
 )
 from hector_trio.turns import Turn, Turns
+from hector_trio.uploads import Uploads
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
@@ -113,6 +115,7 @@ class Engine:
         nursery: trio.Nursery,
         writer: LogWriter,
         observer: Observer | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.store = store
         self.agents = agents
@@ -124,6 +127,7 @@ class Engine:
         self._nursery = nursery
         self._writer = writer
         self._observer = observer
+        self._uploads = uploads
         self._runs: dict[int, Run] = {}
         self._parked: dict[int, Parked] = {}
         self._logs: dict[int, TaskLog] = {}
@@ -174,8 +178,8 @@ class Engine:
         engine's; whoever gives one says ``left`` when it ends. There is no await between the commit and the start, so
         an accepted task always has a run. Cancelled before the commit: nothing has happened.
 
-        Raises: AgentNotFound, SessionNotFound, SessionMismatch, SessionBusy, TaskExists, IdempotencyMismatch,
-        RateLimited, Draining, StoreUnavailable.
+        Raises: InvalidRequest (of an upload), AgentNotFound, SessionNotFound, SessionMismatch, SessionBusy, TaskExists,
+        IdempotencyMismatch, RateLimited, Draining, StoreUnavailable.
         """
         request = order.request
         agent = self.agents.get(order.agent_id)
@@ -187,6 +191,7 @@ class Engine:
             replayed = await self.store.find_idempotent(order.owner, order.idempotency, now=now_ms())
             if replayed is not None:
                 return replayed
+        await self._keep_upload(order.owner, request.input)
         session_id = session_of(request)
         policy = self._policy(order, agent)
         new = NewTask(
@@ -244,6 +249,14 @@ class Engine:
         if default == "cancel" and grace > 0:
             default = f"grace:{int(min(grace, most) * 1000)}"
         return policy_of(order.request.on_disconnect, default, int(most * 1000))
+
+    async def _keep_upload(self, owner: str, content: Content) -> None:
+        """Sees to it that the upload which an input names is there for as long as the task. Raises: InvalidRequest."""
+        if content.upload_id is UNSET:
+            return
+        if self._uploads is None:
+            raise InvalidRequest("input.uploadId: no uploads are kept here")
+        await self._uploads.use(owner, content.upload_id, content.type)
 
     def _enter(self, order: Order, new: NewTask, session_id: str | None) -> Turn | None:
         """Checks the limits and takes a place in the session's queue, in order of arrival."""
@@ -340,13 +353,14 @@ class Engine:
 
         The run starts in the nursery of the connection that started the task, if it was to end with that; if that has
         gone meanwhile, in ``nursery``. Cancelled before the commit: nothing has happened.
-        Raises: NotWaiting, AgentNotFound, RateLimited, Draining, StoreUnavailable.
+        Raises: InvalidRequest (of an upload), NotWaiting, AgentNotFound, RateLimited, Draining, StoreUnavailable.
         """
         agent = self.agents.get(row.agent_id)
         if agent is None:
             raise AgentNotFound(f"There is no agent {row.agent_id!r}")
         if self.draining:
             raise Draining("The server is shutting down; it takes no new work", retry_after=5)
+        await self._keep_upload(row.owner, content)
         parked = self._parked.get(row.key)
         if parked is None or parked.answering or parked.stopped is not None:
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
@@ -526,6 +540,7 @@ class Engine:
             deadline=run.deadline,
             session_bytes=self._settings.limits.session_bytes,
             ask=lambda question, saved: self._ask(run, question, saved),
+            uploads=self._uploads,
         )
 
     def _ask(self, run: Run, question: Any, saved: Any) -> None:
@@ -898,6 +913,7 @@ async def open_engine(
     *,
     instance: str,
     observer: Observer | None = None,
+    uploads: Uploads | None = None,
 ) -> AsyncIterator[Engine]:
     """The engine, recovered and running. Leaving drains it without grace: nothing of it runs afterwards."""
     writer = LogWriter(store, committed=observer.chunks if observer is not None else lambda chunks: None)
@@ -913,7 +929,7 @@ async def open_engine(
         writing.start_soon(write, name="writer log")
         try:
             async with trio.open_nursery() as nursery:
-                engine = Engine(store, agents, settings, instance, nursery, writer, observer)
+                engine = Engine(store, agents, settings, instance, nursery, writer, observer, uploads)
                 await engine.recover()
                 nursery.start_soon(engine._sweep_for_ever, name="engine sweep")
                 nursery.start_soon(engine._repair, name="engine repair")

@@ -38,11 +38,13 @@ def timestamp(ms: int) -> str:
     return f"{_second(ms // 1000)}{ms % 1000:03d}Z"
 
 
-class Content(Struct, frozen=True):
-    """An input or an output: a media type and its content (text, or any JSON)."""
+class Content(Struct, frozen=True, rename="camel"):
+    """An input or an output: a media type and its content (text, or any JSON); of an input also, or instead, a finished
+    upload."""
 
     type: str = "text/plain"
     content: Any = ""
+    upload_id: str | UnsetType = UNSET
 
 
 class GraceMs(Struct, frozen=True, rename={"grace_ms": "graceMs"}):

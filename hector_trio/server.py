@@ -80,7 +80,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
             if isinstance(agent, FunctionAgent):
                 agent.limiter = limiter
         engine = await stack.enter_async_context(
-            open_engine(store, served, settings, instance=instance, observer=metrics)
+            open_engine(store, served, settings, instance=instance, observer=metrics, uploads=uploads)
         )
         metrics.watch(engine, store, connection.statistics)
         nursery = await stack.enter_async_context(trio.open_nursery())

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from msgspec import Struct, field
 
 from hector_trio.models import Content, Message, TaskRequest
+from hector_trio.uploads import UploadedFile
 
 
 class AgentInfo(Struct, frozen=True):
@@ -65,6 +66,10 @@ class Context(Protocol):
 
     @property
     def parameters(self) -> dict[str, Any]: ...
+
+    async def upload(self) -> UploadedFile | None:
+        """The uploaded file that the input names, or the answer in ``resume``; ``None``: it names none. Raises:
+        RunError (``upload_gone``) when its owner has removed it."""
 
     async def emit_text(self, text: str) -> None: ...
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import msgspec
 import trio
+from msgspec import UNSET
 
 from hector_trio.agents import Resume
 from hector_trio.errors import InvalidRequest, RunError, SessionNotFound
@@ -14,6 +15,7 @@ from hector_trio.log import TaskLog, now_ms
 from hector_trio.models import Content, Message, TaskRequest
 from hector_trio.stores import Store
 from hector_trio.task import Question, TaskRow
+from hector_trio.uploads import UploadedFile, Uploads
 
 
 class RunContext:
@@ -31,6 +33,7 @@ class RunContext:
         deadline: float,
         session_bytes: int,
         ask: Callable[[Any, Any], None],
+        uploads: Uploads | None = None,
     ) -> None:
         self.task_id = row.task_id
         self.agent_id = row.agent_id
@@ -47,6 +50,9 @@ class RunContext:
         self.resume = _resume(row.question)
         self._session_bytes = session_bytes
         self._ask = ask
+        self._uploads = uploads
+        answer = row.question.answer if row.question is not None else None
+        self._file = request.input if answer is None or answer.upload_id is UNSET else answer
 
     @property
     def text(self) -> str:
@@ -56,6 +62,14 @@ class RunContext:
     @property
     def parameters(self) -> dict[str, Any]:
         return self.request.parameters or {}
+
+    async def upload(self) -> UploadedFile | None:
+        if self._uploads is None or self._file.upload_id is UNSET:
+            return None
+        try:
+            return await self._uploads.use(self._owner, self._file.upload_id, self._file.type)
+        except InvalidRequest:
+            raise RunError("upload_gone", "The upload was removed before the task had read it") from None
 
     async def emit_text(self, text: str) -> None:
         await self._log.emit_text(text)

@@ -12,6 +12,7 @@ import trio
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.errors import ConfigError, RunError
 from hector_trio.models import Content, Message, TaskRequest
+from hector_trio.uploads import UploadedFile
 
 _NO_LOOP: Final = "no running event loop"
 _NO_LOOP_IN_THREAD: Final = "There is no current event loop in thread "
@@ -43,6 +44,16 @@ class SyncContext:
     @property
     def state(self) -> dict[str, Any]:
         return self._ctx.state
+
+    def upload(self) -> UploadedFile | None:
+        """Its ``path`` can be opened here as any file."""
+        found: list[UploadedFile | None] = []
+
+        async def find() -> None:
+            found.append(await self._ctx.upload())
+
+        self._call(find)
+        return found[0]
 
     def emit_text(self, text: str) -> None:
         self._call(self._ctx.emit_text, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import sys
@@ -10,11 +11,15 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trio
 
+from hector_trio.agents import AgentInfo, Context
+from hector_trio.agents.function import FunctionAgent, SyncContext
 from hector_trio.uploads import ALGORITHMS, Upload
 from tests.serving import Served, serving, settings_of
+from tests.sockets import connected
 from tests.tus import (
     BYTES,
     TUS,
@@ -536,3 +541,134 @@ async def test_tuspy_uploads_in_pieces_and_resumes(tmp_path: Path) -> None:
         assert url.startswith(f"{server.url}/uploads/")
         assert await stored(server, url) == data
         assert (await server.services.uploads.use("local", url.rpartition("/")[2], "x/y")).name == "data.bin"
+
+
+# --- in a task --------------------------------------------------------------------------------------------------------
+
+
+async def whole(ctx: Context) -> None:
+    """Says what it was given, and hashes it in pieces."""
+    file = await ctx.upload()
+    if file is None:
+        await ctx.emit_text("nothing")
+        return
+    digest, offset = hashlib.sha256(), 0
+    while piece := await file.read(offset, 50_000):
+        offset += len(piece)
+        digest.update(piece)
+    await ctx.emit_text(f"{file.media_type} {file.name} {file.size} {digest.hexdigest()}")
+
+
+def blocking(ctx: SyncContext) -> None:
+    file = ctx.upload()
+    ctx.emit_text("nothing" if file is None else hashlib.sha256(file.path.read_bytes()).hexdigest())
+
+
+async def asking(ctx: Context) -> None:
+    if ctx.resume is None:
+        await ctx.ask("Which file?")
+    await whole(ctx)
+
+
+AGENTS = {
+    name: FunctionAgent(AgentInfo(name, name), function)
+    for name, function in (("whole", whole), ("blocking", blocking), ("asking", asking))
+}
+
+
+async def finished(client: httpx2.AsyncClient, data: bytes, **headers: str) -> str:
+    """The id of a new upload that holds ``data``."""
+    path = await create(client, len(data), **headers)
+    authorization = {name: value for name, value in headers.items() if name == "Authorization"}
+    assert (await patch(client, path, 0, data, **authorization)).status_code == 204
+    return path.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("agent", ["whole", "blocking"])
+async def test_an_agent_reads_the_upload_that_its_input_names(agent: str) -> None:
+    data = os.urandom(170_000)
+    async with serving(agents=AGENTS) as server, server.client() as client:
+        upload_id = await finished(client, data, **{"Upload-Metadata": "filename YS5wbmc="})
+        body = {"input": {"type": "image/png", "uploadId": upload_id}}
+        task = (await client.post(f"/agents/{agent}/tasks", json=body)).json()
+        assert task["status"] == "completed", task
+        digest = hashlib.sha256(data).hexdigest()
+        assert task["output"]["content"] == (f"image/png a.png 170000 {digest}" if agent == "whole" else digest)
+        task = (await client.post(f"/agents/{agent}/tasks", json={"input": {"content": "x"}})).json()
+        assert task["output"]["content"] == "nothing"
+
+
+async def test_over_a_websocket_too() -> None:
+    async with serving(agents=AGENTS) as server, server.client() as client:
+        upload_id = await finished(client, b"hello")
+        async with connected(server, "whole") as peer:
+            await peer.send({"taskId": "good", "input": {"type": "text/x", "uploadId": upload_id}})
+            assert (await peer.read_to_final())[-1]["status"] == "completed"
+            await peer.send({"taskId": "bad", "input": {"type": "text/x", "uploadId": "0" * 32}})
+            refused = await peer.read()
+            assert (refused["taskId"], refused["seq"], refused["code"]) == ("bad", 0, "invalid_request")
+
+
+async def test_only_a_finished_upload_of_ones_own_can_be_named() -> None:
+    async with serving(settings_of(auth={"tokens": TOKENS}), AGENTS) as server, server.client() as client:
+        alice, bob = ({"Authorization": f"Bearer {token}"} for token in (ALICE, BOB))
+        good = await finished(client, b"hello", **alice)
+        half = (await create(client, 5, **alice)).rpartition("/")[2]
+        for who, upload_id in ((bob, good), (alice, half), (alice, "nothing"), (alice, "../lock"), (alice, "")):
+            body = {"input": {"type": "text/plain", "uploadId": upload_id}}
+            answer = await client.post("/agents/whole/tasks", json=body, headers=who)
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+            assert answer.json()["errors"][0]["pointer"] == "/input/uploadId"
+        answer = await client.post("/agents/whole/tasks", json={"input": {"uploadId": 5}}, headers=alice)
+        assert answer.json()["errors"][0]["pointer"] == "/input/uploadId"
+        assert (await client.get("/agents/whole/tasks", headers=alice)).json()["total"] == 0
+
+
+async def test_an_upload_may_be_the_answer_to_a_question() -> None:
+    async with serving(agents=AGENTS) as server, server.client() as client:
+        upload_id = await finished(client, b"hello")
+        task = (await client.post("/agents/asking/tasks", json={"input": {"content": "go"}})).json()
+        assert task["status"] == "input_required"
+        path = f"/agents/asking/tasks/{task['taskId']}/input"
+        refused = await client.post(path, json={"input": {"type": "a/b", "uploadId": "0" * 32}})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (400, "/input/uploadId")
+        task = (await client.post(path, json={"input": {"type": "a/b", "uploadId": upload_id}})).json()
+        assert task["output"]["content"] == f"a/b None 5 {hashlib.sha256(b'hello').hexdigest()}"
+
+
+async def test_an_upload_does_not_expire_under_a_task_and_its_owner_may_remove_it_all_the_same() -> None:
+    asked, read = trio.Event(), trio.Event()
+
+    async def patient(ctx: Context) -> None:
+        asked.set()
+        await read.wait()
+        file = await ctx.upload()
+        assert file is not None
+        await ctx.emit_text((await file.read()).decode())
+
+    agents = {"patient": FunctionAgent(AgentInfo("patient", "patient"), patient)}
+    settings = settings_of(uploads={"expiry": 0.2}, tasks={"sweep_interval": 0.01})
+    async with serving(settings, agents) as server, server.client() as client:
+        for removed in (False, True):
+            used = await finished(client, b"hello")
+            body = {"input": {"type": "text/plain", "uploadId": used}}
+            started = await client.post("/agents/patient/tasks", json=body, headers={"Prefer": "respond-async"})
+            await asked.wait()
+            unused = await create(client, 5)
+            with trio.fail_after(10):
+                while (await client.head(unused, headers=TUS)).status_code == 200:
+                    pass
+            if removed:
+                assert (await client.delete(f"/uploads/{used}", headers=TUS)).status_code == 204
+            read.set()
+            row = await server.engine.store.get_task("local", "patient", started.json()["taskId"])
+            assert row is not None
+            with trio.fail_after(10):
+                row = await server.engine.wait(row)
+            if removed:
+                assert row.error is not None
+                assert row.error.code == "upload_gone"
+            else:
+                assert row.output is not None
+                assert row.output.content == "hello"
+            asked, read = trio.Event(), trio.Event()
