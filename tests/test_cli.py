@@ -551,6 +551,88 @@ async def test_sessions_are_made_listed_shown_read_and_removed() -> None:
         assert (await run("sessions", "show", session_id)).code == 4
 
 
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+async def asks_twice(ctx: Context) -> None:
+    if ctx.resume is None:
+        await ctx.emit_text("Hello.")
+        await ctx.ask("Your name?", saved=[])
+    said = [*ctx.resume.saved, ctx.resume.answer]
+    if len(said) == 1:
+        await ctx.ask({"age of": said[0]}, saved=said)
+    await ctx.emit_text(f" {said[0]} is {said[1]}")
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+async def test_a_task_that_asks_waits_for_the_answer_where_there_is_no_terminal(flags: list[str]) -> None:
+    async with serving(agents=agent(asks_twice)) as server:
+        done = await hector("call", f"{server.url}/agents/a", "x", *flags)
+        assert (done.code, done.out) == (5, "Hello.\n" if flags else "")
+        assert "hector: the agent asks: Your name?\n" in done.err
+        task_id = re.findall(r'hector call a --answer (\S+) "\.\.\."', done.err)[0]
+        done = await hector("call", f"{server.url}/agents/a", "Zoe", "--answer", task_id, "--json")
+        task = json.loads(done.out)
+        assert (done.code, task["status"], task["prompt"]) == (5, "input_required", {"age of": "Zoe"})
+        assert 'asks: {"age of":"Zoe"}' in done.err
+        done = await hector("call", f"{server.url}/agents/a", "--answer", task_id, stdin=b"7")
+        assert (done.code, done.out, done.err) == (0, "Hello. Zoe is 7\n", "")
+        done = await hector("call", f"{server.url}/agents/a", "8", "--answer", task_id)
+        assert (done.code, done.out) == (1, "")
+        assert "does not wait for input" in done.err
+        assert (await hector("call", f"{server.url}/agents/a", "8", "--answer", "none")).code == 4
+        assert (await hector("call", f"{server.url}/agents/a", "8", "--answer", task_id, "--stream")).code == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+async def test_a_task_that_asks_is_answered_on_the_terminal(flags: list[str]) -> None:
+    async with serving(agents=agent(asks_twice)) as server:
+        async with on_terminal("call", f"{server.url}/agents/a", "x", *flags) as (process, keyboard):
+            await process.wait_said("the agent asks: Your name?")
+            await process.wait_said(PROMPT)
+            await keyboard.send_all(b"Zoe\r")
+            await process.wait_said("the agent asks: .*age of")
+            await process.wait_said(PROMPT)
+            await keyboard.send_all(b"7\r")
+            await process.wait_said("Zoe is 7")
+            assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("key", [b"\x03", b"\x04"])
+@pytest.mark.parametrize("flags", [[], ["--stream"]])
+async def test_who_leaves_at_a_question_cancels_the_task(flags: list[str], key: bytes) -> None:
+    async with serving(agents=agent(asks_twice)) as server:
+        async with on_terminal("call", f"{server.url}/agents/a", "x", *flags) as (process, keyboard):
+            await process.wait_said("the agent asks: Your name?")
+            await process.wait_said(PROMPT)
+            await keyboard.send_all(key)
+            await process.wait_said("task cancelled")
+            assert await process.wait() == 1
+        async with Client(server.url) as client:
+            assert [task.status for task in await client.tasks("a")] == ["cancelled"]
+
+
+async def test_in_a_chat_the_next_line_answers_a_question() -> None:
+    async with serving(agents=agent(asks_twice)) as server:
+        done = await hector("chat", f"{server.url}/agents/a", stdin=b"x\nZoe\n7\ny\n")
+        assert done.out == "Hello.\n Zoe is 7\nHello.\n"
+        assert done.code == 5
+        task_id = re.findall(r"hector call a --answer (\S+)", done.err)[0]
+        assert (await hector("call", f"{server.url}/agents/a", "Tom", "--answer", task_id)).code == 5
+        async with on_terminal("chat", f"{server.url}/agents/a") as (process, keyboard):
+            await process.wait_said(PROMPT)
+            for line, then in ((b"x", "asks: Your name"), (b"\x03", "cancelled"), (b"x", "asks: Your name")):
+                await keyboard.send_all(line + b"\r" * (line == b"x"))
+                await process.wait_said(then)
+                await process.wait_said(PROMPT)
+            for line, then in ((b"Zoe\r", "age of"), (b"7\r", "Zoe is 7")):
+                await keyboard.send_all(line)
+                await process.wait_said(then)
+                await process.wait_said(PROMPT)
+            await keyboard.send_all(b"\x04")
+            assert await process.wait() == 0
+
+
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 

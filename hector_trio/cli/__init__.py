@@ -24,6 +24,7 @@ FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
 NOT_FOUND = 4
+ASKS = 5
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -34,6 +35,7 @@ Exit codes:
   {USAGE:<4} wrong usage
   {UNREACHABLE:<4} the server cannot be reached, or the connection to it was lost
   {NOT_FOUND:<4} no such agent, session or task
+  {ASKS:<4} the task asks something, and stdin is no terminal to answer on
   {INTERRUPTED:<4} interrupted with Ctrl-C
 """
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from hector_trio.cli import FAILED, OK, connected, hector, say, target
+from hector_trio.cli import ASKS, FAILED, OK, connected, hector, say, target
+from hector_trio.cli.lines import Lines, open_keyboard
 from hector_trio.cli.output import as_text, print_fields, print_json, print_rows, to_json, visible, write
 
 if TYPE_CHECKING:
-    from hector_trio.client import Client, TaskOptions
+    from hector_trio.client import ChunkStream, Client, TaskOptions
     from hector_trio.models import Chunk, Task
 
 
@@ -80,6 +81,7 @@ def parse_pairs(pairs: tuple[str, ...], flag: str) -> dict[str, Any]:
 @click.option("--timeout", metavar="S", type=click.FloatRange(0, min_open=True), help="Seconds the task may take.")
 @click.option("--task-id", metavar="ID", help="The task's id; one is made up when it is left out.")
 @click.option("--param", metavar="KEY=VALUE", multiple=True, help="A parameter of the task; VALUE may be JSON.")
+@click.option("--answer", metavar="TASK_ID", help="PROMPT answers what this task asks, and the task goes on.")
 @connected
 def call(
     agent: str,
@@ -89,11 +91,15 @@ def call(
     timeout: float | None,
     task_id: str | None,
     param: tuple[str, ...],
+    answer: str | None,
 ) -> None:
     """Have AGENT answer PROMPT; without PROMPT, or for -, what stands on stdin.
 
     The answer goes to stdout and nothing else does; data that the agent emits is printed as lines of JSON. With --json:
     the whole task, or, with --stream, each chunk as a line. Ctrl-C cancels the task.
+
+    When the task asks something, it is answered on the terminal. Where there is none, the question and the task's id go
+    to stderr, the command ends with 5, and the task waits for --answer.
     """
     import trio
 
@@ -104,7 +110,9 @@ def call(
         "timeout_seconds": timeout,
         "parameters": parse_pairs(param, "--param") or None,
     }
-    run = _stream if stream else _run
+    if answer is not None and (stream or any(options.values())):
+        raise click.UsageError("--answer goes with none of --stream, --session, --timeout, --task-id and --param")
+    run = _stream if stream else partial(_run, answers=answer)
     code = trio.run(partial(run, target().open(), agent_id, _prompt(prompt), options, as_json=target().json))
     if code != OK:
         raise SystemExit(code)
@@ -121,14 +129,57 @@ def _prompt(prompt: str) -> str:
     return sys.stdin.buffer.read().decode("utf-8", "replace")
 
 
-async def _run(client: Client, agent_id: str, prompt: str, options: TaskOptions, *, as_json: bool) -> int:
+async def _run(
+    client: Client, agent_id: str, prompt: str, options: TaskOptions, *, answers: str | None, as_json: bool
+) -> int:
     async with client:
-        task = await client.run(agent_id, prompt, on_disconnect="cancel", **options)
+        if answers is None:
+            task = await client.run(agent_id, prompt, on_disconnect="cancel", **options)
+        else:
+            task = await client.answer(agent_id, answers, prompt)
+        lines = open_keyboard()
+        while task.status == "input_required" and lines.interactive:
+            line = await _ask(task.prompt, lines)
+            if line is None:
+                task = await client.cancel(agent_id, task.task_id)
+            else:
+                task = await client.answer(agent_id, task.task_id, line)
         if as_json:
             print_json(task)
-        else:
+        elif task.status != "input_required":
             await _print_log(client, task)
     return _task_verdict(task)
+
+
+async def _ask(question: Any, lines: Lines) -> str | None:
+    """What somebody answers; None for Ctrl-D and Ctrl-C, and where nobody is."""
+    say(f"the agent asks: {visible(as_text(question))}")
+    try:
+        return await lines.next()
+    except KeyboardInterrupt:
+        return None
+
+
+def on_leaving(interactive: bool) -> Literal["cancel"] | None:
+    """The policy of a stream: where nobody can answer a question, it has to be one that ``detach`` turns into another,
+    and lets the task wait for as long as it takes."""
+    return None if interactive else "cancel"
+
+
+async def answer_or_leave(chunks: ChunkStream, agent_id: str, lines: Lines) -> None:
+    """Answers what the task asks, or cancels it; where nobody is to be asked, leaves it waiting and says so."""
+    line = await _ask(chunks.prompt, lines)
+    if line is not None:
+        await chunks.answer(line)
+    elif lines.interactive:
+        await chunks.cancel()
+    else:
+        await chunks.detach()
+        _say_how_to_answer(agent_id, chunks.task_id)
+
+
+def _say_how_to_answer(agent_id: str, task_id: str) -> None:
+    say(f'task {task_id} waits for the answer: hector call {agent_id} --answer {task_id} "..."')
 
 
 async def _print_log(client: Client, task: Task) -> None:
@@ -146,6 +197,10 @@ def _task_verdict(task: Task) -> int:
 
     if task.status == "completed":
         return OK
+    if task.status == "input_required":
+        say(f"the agent asks: {visible(as_text(task.prompt))}")
+        _say_how_to_answer(task.agent_id, task.task_id)
+        return ASKS
     if task.error is not UNSET:
         say(f"task {task.status}: {visible(task.error.code)}: {visible(task.error.message)}")
     else:
@@ -155,16 +210,19 @@ def _task_verdict(task: Task) -> int:
 
 async def _stream(client: Client, agent_id: str, prompt: str, options: TaskOptions, *, as_json: bool) -> int:
     printer = ChunkPrinter()
-    async with client, client.stream(agent_id, prompt, **options) as chunks:
+    lines = open_keyboard()
+    policy = on_leaving(lines.interactive)
+    async with client, client.stream(agent_id, prompt, on_disconnect=policy, **options) as chunks:
         async for chunk in chunks:
             if as_json:
                 click.echo(to_json(chunk))
             else:
                 printer.print(chunk)
-    if not as_json:
-        printer.end()
-    assert chunks.final is not None
-    return chunk_verdict(chunks.final)
+            if chunks.status == "input_required":
+                printer.end()
+                await answer_or_leave(chunks, agent_id, lines)
+    printer.end()
+    return ASKS if chunks.final is None else chunk_verdict(chunks.final)
 
 
 class ChunkPrinter:

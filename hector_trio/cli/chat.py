@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from hector_trio.cli import FAILED, INTERRUPTED, OK, complain, connected, hector, say, target
-from hector_trio.cli.calls import ChunkPrinter, chunk_verdict
+from hector_trio.cli import ASKS, FAILED, INTERRUPTED, OK, complain, connected, hector, say, target
+from hector_trio.cli.calls import ChunkPrinter, answer_or_leave, chunk_verdict, on_leaving
+from hector_trio.cli.lines import Lines, open_lines
 from hector_trio.cli.output import as_text, print_json, to_json, visible
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def chat(agent: str, session: str | None) -> None:
     """Talk with AGENT, line by line.
 
     On a terminal Ctrl-C during an answer cancels that answer; Ctrl-D or /quit leaves. By a pipe each line of stdin is a
-    turn; the answers go to stdout, everything else to stderr.
+    turn; the answers go to stdout, everything else to stderr. When the agent asks something, the next line answers it.
     """
     import trio
 
@@ -57,7 +56,7 @@ async def _chat(client: Client, agent_id: str, session_id: str | None) -> int:
                 return INTERRUPTED
             assert session_id is not None
             talk = _Talk(client, agent_id, session_id, interrupts)
-            lines = _open_lines()
+            lines = open_lines()
             if lines.interactive:
                 # No scope around it: a Ctrl-C that comes just after an answer's end is not meant for the program.
                 return await talk.run(lines)
@@ -117,14 +116,18 @@ class _Talk:
         self._interrupts = interrupts
         self._json = target().json
 
-    async def run(self, lines: _Lines) -> int:
+    async def run(self, lines: Lines) -> int:
         """Until the input ends. By a pipe, the code says whether a turn has failed."""
         say(f"session {self._session_id}")
         if lines.interactive:
             say(HINT)
         code = OK
         while True:
-            line = await lines.next()
+            try:
+                line = await lines.next()
+            except KeyboardInterrupt:
+                say(HINT)
+                continue
             if line is None or line.strip() == "/quit":
                 return OK if lines.interactive else code
             if not line.strip():
@@ -133,27 +136,30 @@ class _Talk:
                 with self._interrupts.scope():
                     await self._command(line.split()[0])
                 continue
-            turn = await self._turn(line.removeprefix("/") if line.startswith("//") else line)
+            turn = await self._turn(line.removeprefix("/") if line.startswith("//") else line, lines)
             code = code or turn
 
-    async def _turn(self, prompt: str) -> int:
-        """One question and its answer, live. Whatever goes wrong ends the turn, not the conversation."""
+    async def _turn(self, prompt: str, lines: Lines) -> int:
+        """What the user says and what the agent does, live. Whatever goes wrong ends the turn, not the conversation."""
         from hector_trio.errors import HectorError
 
         printer = ChunkPrinter()
         code = FAILED
         cancelled = False
+        policy = on_leaving(lines.interactive)
         try:
             with self._interrupts.scope() as turn:
-                async with self._client.stream(self._agent_id, prompt, session_id=self._session_id) as chunks:
+                stream = self._client.stream(self._agent_id, prompt, session_id=self._session_id, on_disconnect=policy)
+                async with stream as chunks:
                     with self._interrupts.scope() as listening:
-                        await self._print(chunks, printer)
+                        await self._print(chunks, printer, lines)
                     if cancelled := listening.cancelled_caught:
                         # A second Ctrl-C does not wait for what the server says to this: it hangs up.
                         await chunks.cancel()
-                        await self._print(chunks, printer)
+                        await self._print(chunks, printer, lines)
                 printer.end()
-                assert chunks.final is not None
+                if chunks.final is None:
+                    return ASKS
                 cancelled = cancelled and chunks.final.status == "cancelled"
                 code = FAILED if cancelled else chunk_verdict(chunks.final)
             if cancelled or turn.cancelled_caught:
@@ -164,12 +170,16 @@ class _Talk:
             complain(error)
         return code
 
-    async def _print(self, chunks: ChunkStream, printer: ChunkPrinter) -> None:
+    async def _print(self, chunks: ChunkStream, printer: ChunkPrinter, lines: Lines) -> None:
+        """To the final chunk, or to a question that nobody is there to answer."""
         async for chunk in chunks:
             if self._json:
                 click.echo(to_json(chunk))
             else:
                 printer.print(chunk)
+            if chunks.status == "input_required":
+                printer.end()
+                await answer_or_leave(chunks, self._agent_id, lines)
 
     async def _command(self, name: str) -> None:
         if name == "/session":
@@ -192,80 +202,3 @@ class _Talk:
             return
         for each in messages:
             click.echo(f"{each.role}: {visible(as_text(each.content))}")
-
-
-# --- reading lines ----------------------------------------------------------------------------------------------------
-
-
-class _Lines(Protocol):
-    """Where the turns come from."""
-
-    interactive: bool
-
-    async def next(self) -> str | None:
-        """The next line, without its end; None when there is none any more."""
-
-
-def _open_lines() -> _Lines:
-    if sys.stdin is not None and sys.stdin.isatty():
-        return _PromptLines()
-    return _PipeLines()
-
-
-class _PipeLines:
-    """Lines of a stdin that is no terminal.
-
-    Waits by the event loop, not in a thread: a thread that is stuck in a read could not be ended by Ctrl-C, and
-    would hold stdin's lock when the program ends.
-    """
-
-    interactive = False
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._ended = False
-
-    async def next(self) -> str | None:
-        import trio
-
-        while b"\n" not in self._rest and not self._ended:
-            try:
-                await trio.lowlevel.wait_readable(0)
-            except PermissionError:
-                await trio.lowlevel.checkpoint()  # a file, which can always be read
-            data = os.read(0, 1 << 16)
-            self._rest += data
-            self._ended = not data
-        line, newline, self._rest = self._rest.partition(b"\n")
-        if not line and not newline:
-            return None
-        return line.decode("utf-8", "replace").removesuffix("\r")
-
-
-class _PromptLines:
-    """Lines that a person edits, with history, while the event loop goes on: the prompt has a thread of its own."""
-
-    interactive = True
-
-    def __init__(self) -> None:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.output import create_output
-
-        # The prompt is for people and goes where the messages for people go when stdout is not theirs.
-        output = create_output(stdout=sys.stdout if sys.stdout is not None and sys.stdout.isatty() else sys.stderr)
-        self._session: PromptSession[str] = PromptSession("> ", output=output)
-
-    async def next(self) -> str | None:
-        import trio
-
-        while True:
-            try:
-                # Ctrl-C is a key here, not a signal. A signal from elsewhere counts once the line is there.
-                return await trio.to_thread.run_sync(self._ask)
-            except EOFError:
-                return None
-            except KeyboardInterrupt:
-                say(HINT)
-
-    def _ask(self) -> str:
-        return self._session.prompt(handle_sigint=False)
