@@ -127,6 +127,41 @@ class TestNode:
         ]
         assert [task["status"] for task in tasks if task["taskId"].startswith(task_id)] == ["completed"]
 
+    def test_an_upload_of_tus_js_client_survives_cuts_and_resumes(
+        self, home: Home, server: str, packages: Path, node: str
+    ) -> None:
+        data = os.urandom(8_000_000)
+        (packages / "data.bin").write_bytes(data)
+        script = """
+            import {readFileSync} from 'node:fs';
+            import {Upload} from 'tus-js-client';
+            const [endpoint, file] = ['%s/uploads', readFileSync('%s')];
+            const options = {endpoint, metadata: {filename: 'data.bin'}, retryDelays: Array(20).fill(20)};
+            // In chunks, over a wire that is cut again and again.
+            const url = await new Promise((resolve, reject) => {
+              const upload = new Upload(file, {...options, chunkSize: 1e6, onError: reject,
+                onSuccess: () => resolve(upload.url)});
+              upload.start();
+            });
+            // In one, aborted in the middle, and resumed by another.
+            const first = await new Promise((resolve, reject) => {
+              const upload = new Upload(file, {...options, uploadSize: file.length, onError: reject,
+                onProgress: async (sent) => { if (sent > 1e6) { await upload.abort(); resolve(upload.url); } },
+                onSuccess: () => resolve(upload.url)});
+              upload.start();
+            });
+            await new Promise((resolve, reject) => new Upload(file, {...options, uploadUrl: first, onError: reject,
+              onSuccess: resolve}).start());
+            console.log(JSON.stringify([url, first]));
+        """
+        with wire_to(server) as wire:
+            wire.cuts += [1500, 700, 40, 2500, 900, 0]
+            said = run_module(home, node, packages, "upload.mjs", script % (wire.url, packages / "data.bin"))
+            assert not wire.cuts
+        for url in json.loads(said):
+            (stored,) = home.folder.rglob(f"{url.rpartition('/')[2]}.data")
+            assert stored.read_bytes() == data
+
     def test_the_client_goes_on_after_a_restart(self, tmp_path: Path, packages: Path, node: str) -> None:
         home = Home(tmp_path / "home")
         script = """
