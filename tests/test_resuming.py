@@ -271,6 +271,22 @@ async def test_detach_of_what_is_not_followed_is_an_error() -> None:
         assert (answer["type"], answer["of"], answer["code"]) == ("error", "detach", "task_not_found")
 
 
+async def test_answers_stand_in_the_order_of_their_frames_before_what_they_begin() -> None:
+    async with started(3) as (server, paced, peer):
+        paced.allow(1)
+        await peer.read()
+        for n in range(20):  # both in one packet, so that both are read before either is answered
+            frames = [{"type": "detach", "taskId": "t"}, {"type": "attach", "taskId": "t", "after": 0}]
+            async with trio.open_nursery() as nursery:
+                for frame in frames:
+                    nursery.start_soon(peer.send, frame)
+                    await trio.lowlevel.checkpoint()
+            assert [(await peer.read()).get("of") for _ in range(3)] == ["detach", "attach", None], n
+        paced.allow(2)
+        assert (await peer.read_to_final())[-1]["status"] == "completed"
+        assert (await row_of(server)).policy == "continue"
+
+
 # --- grace ------------------------------------------------------------------------------------------------------------
 
 

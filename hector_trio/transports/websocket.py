@@ -149,10 +149,8 @@ class BinaryFrame(bytes):
 class View:
     """A task that this socket follows."""
 
-    def __init__(self, follower: Follower, viewing: Viewing, answer: bytes | None = None) -> None:
+    def __init__(self, follower: Follower, viewing: Viewing) -> None:
         self.follower = follower
-        self.answer = answer
-        """What is said before its first chunk."""
         self.binary = viewing.binary
         self.window = viewing.window
         self.credit = viewing.window or 0
@@ -163,7 +161,7 @@ class View:
 
     @property
     def ready(self) -> bool:
-        return self.answer is not None or ((self.window is None or self.credit > 0) and self.follower.ready)
+        return (self.window is None or self.credit > 0) and self.follower.ready
 
     def grant(self, frames: int) -> None:
         """Raises: InvalidRequest without a window."""
@@ -225,6 +223,9 @@ class Socket:
         self._views: dict[str, View] = {}
         self._started: dict[str, TaskRow] = {}
         self._replies: list[bytes] = []
+        """Said before the chunks of a round are read: an ``ok`` stands before what it begins, after what it ends."""
+        self._ends: list[bytes] = []
+        """Answers to cancels, said after the chunks of a round, among them the final ones."""
         self._room = trio.lowlevel.ParkingLot()
         self._busy = False
         """Whether a frame is being worked on."""
@@ -333,8 +334,6 @@ class Socket:
         follower = self._engine.follow(row, after, self._wakeup, viewer=True).__enter__()
         if before is not None:
             before.close()  # only now: between them the task would have no viewer
-            if before.answer is not None:
-                self._reply(before.answer)
         view = self._views[row.task_id] = View(follower, viewing)
         return view
 
@@ -370,8 +369,7 @@ class Socket:
         ended = row.ended and not self._engine.is_unfinished(row)
         begin = starting_point(ended=ended, last_seq=last, after=frame.after, last_event_id=None)
         view = self._follow(row, begin or 0, viewing)
-        view.answer = encode(Ok("attach", row.task_id, status=view.follower.status, last_seq=view.follower.last_seq))
-        self._wakeup.wake()
+        self._reply(encode(Ok("attach", row.task_id, status=view.follower.status, last_seq=view.follower.last_seq)))
 
     async def _detach(self, frame: DetachFrame) -> None:
         task_id = frame.task_id
@@ -386,8 +384,6 @@ class Socket:
         if view is not None:
             status, last_seq = view.follower.status, view.follower.last_seq
             view.close()
-            if view.answer is not None:
-                self._reply(view.answer)
         self._reply(encode(Ok("detach", task_id, status=status, last_seq=last_seq)))
 
     async def _input(self, frame: InputFrame) -> None:
@@ -423,15 +419,16 @@ class Socket:
             ended = [await self._engine.wait(row) for row in rows]
         except HectorError as error:
             task_id = UNSET if every else rows[0].task_id
-            self._reply(encode(Refusal("cancel", error.code, error.detail, task_id)))
+            self._ends.append(encode(Refusal("cancel", error.code, error.detail, task_id)))
         else:
             if every:
-                self._reply(encode(Ok("cancel", task_ids=[row.task_id for row in ended], status="cancelled")))
+                self._ends.append(encode(Ok("cancel", task_ids=[row.task_id for row in ended], status="cancelled")))
             else:
                 (row,) = ended
-                self._reply(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
+                self._ends.append(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
         finally:
             self._answering -= 1
+            self._wakeup.wake()
 
     async def _find(self, task_id: str) -> TaskRow:
         row = await self._engine.find(self._principal.owner, self._agent_id, task_id)
@@ -459,16 +456,15 @@ class Socket:
     async def _send(self) -> None:
         """Sends what is ready, task by task in turn, everything of a round in one write."""
         while True:
-            frames: list[bytes] = []
+            frames, self._replies = self._replies, []
+            self._room.unpark_all()
             for task_id, view in list(self._views.items()):
                 if view.ready:
                     frames += await self._next(task_id, view)
                     if sum(map(len, frames)) > ROUND_BYTES:
                         break  # those served stand at the end by now, so the others come next
-            if self._replies:
-                frames += self._replies
-                self._replies = []
-                self._room.unpark_all()
+            frames += self._ends
+            self._ends = []
             if frames:
                 self._quiet_since = None
                 began = trio.current_time()
@@ -493,9 +489,6 @@ class Socket:
     async def _next(self, task_id: str, view: View) -> list[bytes]:
         """The next frames of one task; after its last one it is no longer followed. None of one that was given up or
         replaced while they were read."""
-        if view.answer is not None:
-            answer, view.answer = view.answer, None
-            return [answer]
         try:
             frames = await view.read(self._waited)
             failure = view.follower.failure
