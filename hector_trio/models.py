@@ -212,6 +212,41 @@ class ChunkList(Struct, frozen=True, rename="camel"):
     next_page_token: str
 
 
+class LiveNode(Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
+    """A task of Trio's, or what stands for some, in the live tree. Nothing in it was said by users or models."""
+
+    kind: str
+    """``connection``, ``request``, ``sse``, ``websocket``, ``run``, ``model call`` …; ``task``: any other."""
+    name: str = ""
+    """The peer's address, the path without its query, agent and task id, the model and its server …"""
+    tasks: int = 1
+    """How many tasks of Trio's it stands for, those below it not counted."""
+    age_ms: int | UnsetType = UNSET
+    state: Literal["queued", "running", "finishing"] = "running"
+    waits_for: str = ""
+    """The function it waits in, and that function's caller; empty while it runs."""
+    deadline_ms: int | UnsetType = UNSET
+    """Until it will be cancelled; without one it has no deadline, or is being cancelled."""
+    cancel: Literal["pending", "shielded"] | UnsetType = UNSET
+    """Whether it has been cancelled: it will notice where it waits next, or a shield holds the cancel off."""
+    children: list[LiveNode] = []
+    omitted: dict[str, int] = {}
+    """How many children of which kind are not shown."""
+
+
+class LiveTree(Struct, frozen=True, rename="camel"):
+    """What lives in the server: the tree of Trio's tasks, and the engine's counts."""
+
+    at: Timestamp
+    tasks: int
+    """Tasks of Trio's."""
+    running: int
+    queued: int
+    waiting_for_input: int
+    """Tasks that wait for input: they have no task of Trio's."""
+    root: LiveNode
+
+
 class Problem(Struct, frozen=True, rename="camel", omit_defaults=True):
     """RFC 9457 problem details with our stable ``code``."""
 

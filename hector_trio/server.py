@@ -47,6 +47,7 @@ from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
 from hector_trio.transports.websocket import add_websocket
+from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
 CLOSING_LIMIT: Final = 3.0
@@ -71,9 +72,12 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
     instance = str(uuid.uuid4())
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        watch = await stack.enter_async_context(watch_tasks()) if settings.server.debug_tree else None
         store = await stack.enter_async_context(_open_store(settings, instance, metrics))
         uploads = await stack.enter_async_context(open_uploads(settings))
         models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
+        if watch is not None:
+            models = {name: watch.provider(model) for name, model in models.items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
         served = {**_configured(settings, models), **(agents or {})}
         for agent in served.values():
@@ -87,7 +91,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
         await nursery.start(watch_loop, metrics)
         nursery.start_soon(uploads.sweep_for_ever)
         services = Services(
-            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server)
+            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server), watch
         )
         try:
             yield App(services)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
 CORE = {"errors", "config", "models", "task", "session", "sse"}
-WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "uploads"}
+WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads"}
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "observability",
     "server", "transports",

@@ -250,4 +250,4 @@ def main() -> None:
 
 
 # The commands register themselves; they import this module, so they come last.
-from hector_trio.cli import calls, chat, serve, sessions  # noqa: E402, F401
+from hector_trio.cli import calls, chat, serve, sessions, tree  # noqa: E402, F401

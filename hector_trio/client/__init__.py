@@ -56,6 +56,7 @@ from hector_trio.models import (
     AgentList,
     GraceMs,
     Json,
+    LiveTree,
     Message,
     MessageList,
     Session,
@@ -275,6 +276,16 @@ class Client:
     async def delete_task(self, agent_id: str, task_id: str) -> None:
         """Removes an ended task and its log. Raises: TaskNotFound, TaskRunning."""
         await self._request("DELETE", "agents", agent_id, "tasks", task_id)
+
+    # --- the server
+
+    async def tree(self, limit: int | None = None) -> LiveTree:
+        """What lives in the server, at most ``limit`` of a kind below one node. For admins.
+
+        Raises: NotFound (the server does not show it: ``server.debug_tree``), Forbidden.
+        """
+        query = {} if limit is None else {"limit": str(limit)}
+        return decode(LiveTree, await self._request("GET", "debug", "tree", query=query))
 
     # --- chunks
 

@@ -76,6 +76,8 @@ class Server(Struct, frozen=True):
     """Allow a bind that others can reach without any token."""
     shutdown_grace: Span = 10.0
     """Seconds that running streams may go on after SIGTERM."""
+    debug_tree: bool = False
+    """Serve ``/debug/tree``, the live tree of tasks, to admins; without tokens, to this machine only."""
 
 
 class Limits(Struct, frozen=True):

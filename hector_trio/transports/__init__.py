@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hector_trio.auth import Authenticator
     from hector_trio.config import Settings
     from hector_trio.observability import Metrics
+    from hector_trio.tree import TreeWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,5 @@ class Services:
     metrics: Metrics
     loopback: bool
     """Whether every address that the server listens on is a loopback one."""
+    watch: TreeWatch | None = None
+    """What knows the live tree; ``None``: it is not enabled."""

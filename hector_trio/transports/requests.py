@@ -193,11 +193,16 @@ def _raise(faults: list[FieldError]) -> None:
 
 def page_size(query: Mapping[str, str]) -> int:
     """``pageSize``: 1 to 100, 50 when it is not given. Raises: InvalidRequest."""
-    text = query.get("pageSize")
+    return count(query, "pageSize", DEFAULT_PAGE, MAX_PAGE)
+
+
+def count(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """A parameter that is a number from 1 to ``most``, ``default`` when it is not given. Raises: InvalidRequest."""
+    text = query.get(name)
     if text is None:
-        return DEFAULT_PAGE
-    if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or not 1 <= int(text) <= MAX_PAGE:
-        raise invalid("/pageSize", f"must be an integer from 1 to {MAX_PAGE}")
+        return default
+    if not re.fullmatch(r"[0-9]{1,4}", text, re.ASCII) or not 1 <= int(text) <= most:
+        raise invalid(f"/{name}", f"must be an integer from 1 to {most}")
     return int(text)
 
 

@@ -30,6 +30,7 @@ from hector_trio.transports.openapi import document
 from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
 from hector_trio.transports.problems import INTERNAL, body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
+from hector_trio.transports.rest_debug import DEBUG_ROUTES
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
 from hector_trio.transports.rest_tasks import TASK_ROUTES
 from hector_trio.transports.routes import (
@@ -110,7 +111,7 @@ async def metrics(call: Call) -> Reply:
 
 
 async def openapi(call: Call) -> Reply:
-    return json_reply(document(ROUTES, call.base, secured=bool(call.services.settings.auth.tokens)))
+    return json_reply(document(routes_of(call.services), call.base, secured=call.services.authenticator.required))
 
 
 async def page(call: Call) -> Reply:
@@ -171,7 +172,12 @@ ROUTES: Final[tuple[Route, ...]] = (
         "GET", "/", "page", "A page to try the server", page, {200: Answer("HTML", media_type="text/html")}, right=None
     ),
 )
-"""Every route of REST. HEAD goes with GET; OPTIONS answers with ``Allow``."""
+"""Every route of REST that is always there. HEAD goes with GET; OPTIONS answers with ``Allow``."""
+
+
+def routes_of(services: Services) -> tuple[Route, ...]:
+    """The routes of this server: what must be enabled is otherwise not there at all."""
+    return ROUTES if services.watch is None else (*ROUTES, *DEBUG_ROUTES)
 
 
 # --- on Quart ---------------------------------------------------------------------------------------------------------
@@ -183,7 +189,7 @@ def add_routes(app: Quart, services: Services) -> None:
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = services.settings.limits.body_bytes
     methods: dict[str, set[str]] = {}
-    for route in ROUTES:
+    for route in routes_of(services):
         path = route.path.replace("{", "<").replace("}", ">")
         app.add_url_rule(
             path, route.name, _view(route, services), methods=[route.method], provide_automatic_options=False

@@ -122,6 +122,12 @@ class Call:
         return self.principal.owner
 
     @property
+    def client(self) -> str | None:
+        """The address of the client, as a trusted proxy has told it; ``None``: it is on the Unix socket."""
+        address = _extra(self._request).get("client")
+        return address[0] if address else None
+
+    @property
     def nursery(self) -> trio.Nursery:
         """The request's nursery: cancelled when the answer is complete, or the client has left."""
         nursery: trio.Nursery = _extra(self._request)[NURSERY]
@@ -178,6 +184,7 @@ def check_ids(ids: Mapping[str, str]) -> None:
 
 def respond(reply: Reply) -> Response:
     if reply.events is not None:
+        trio.lowlevel.current_task().name = "sse"
         return EventStreamResponse(reply.events, reply.headers)
     response = Response(reply.body, reply.status, content_type=reply.media_type)
     response.headers.update(reply.headers)
