@@ -432,6 +432,26 @@ async def test_an_answer_is_taken_once_wherever_the_connection_breaks(how: How, 
             assert asking.answers == ["Zoe", 7]
 
 
+async def test_an_answer_that_was_given_up_can_be_given_again() -> None:
+    asking = Asking()
+    async with wired(agent(asking)) as (_, wire, client), client.stream("a", "x") as chunks:
+        await anext(chunks)
+        await anext(chunks)
+        wire.cuts += [Cut("rst", down=0)] * 1000
+        wire.cut("rst")
+        while wire.connections < 3:
+            await trio.lowlevel.checkpoint()
+        with trio.move_on_after(0.01) as scope:
+            await chunks.answer("Tom")
+        assert scope.cancelled_caught
+        wire.cuts.clear()
+        await chunks.answer("Zoe")
+        await anext(chunks)
+        await chunks.answer(7)
+        assert text_of(await read(chunks, chunks.last_seq)) == "Zoe 7"
+        assert asking.answers == ["Zoe", 7]
+
+
 async def test_a_question_and_its_answer_by_rest() -> None:
     async with wired(agent(Asking())) as (_, _, client):
         task = await client.run("a", "x", on_disconnect="cancel")

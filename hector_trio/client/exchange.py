@@ -153,8 +153,9 @@ class Exchange:
         failed = frame.type == "error"
         if frame.of == "attach":
             self._attach_answered(frame)
-        elif frame.of == "input" and self.answer is not None:
-            if frame.code != Draining.code:  # else the connection ends soon, and the next one is asked
+        elif frame.of == "input":
+            # A server that drains ends the connection soon, and the next one is asked.
+            if self.answer is not None and frame.code != Draining.code:
                 self.answer.settled = True
                 self.answer.refusal = _error(frame) if failed else None
         elif frame.of in ("credit", "ping"):

@@ -99,9 +99,11 @@ class ChunkStream:
         answer = Answer(content_of(content), self._exchange.reached)
         self._exchange.answer = answer
         self._due.set()
-        while not answer.settled and not self._ended:
-            await self._moved.park()
-        self._exchange.answer = None
+        try:
+            while not answer.settled and not self._ended:
+                await self._moved.park()
+        finally:
+            self._exchange.answer = None
         if answer.refusal is not None:
             raise answer.refusal
         if not answer.settled and self._failure is not None:
