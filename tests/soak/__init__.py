@@ -1,0 +1,1 @@
+"""What a server still holds after very many clients have come and gone: ``python -m tests.soak``."""
