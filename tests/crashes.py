@@ -51,6 +51,8 @@ async def asks(ctx):
 
 AGENTS = ("paced", "burst", "asks")
 OWNER = "local"
+REFUSALS = ("draining", "store_unavailable", "rate_limited", "gone", "session_not_found")
+"""What an error may say that is not of the log."""
 LEFT: tuple[type[BaseException], ...] = (
     httpx2.TransportError,
     trio.BrokenResourceError,
@@ -129,7 +131,7 @@ class Witness:
             chunk = _seen.decode(line)
             if chunk.seq == 0:
                 assert chunk.final, line
-                assert chunk.code in ("draining", "store_unavailable", "rate_limited", "gone"), line
+                assert chunk.code in REFUSALS, line
                 continue
             first, begin = chunk.first_seq or chunk.seq, begins.get(chunk.task_id, 0)
             # whoever has it all is told the final chunk once more
