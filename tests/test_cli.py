@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 import trio
 import trustme
 
 from hector_trio.agents import Context
 from hector_trio.client import Client
-from hector_trio.models import Session, Task
+from hector_trio.models import LiveTree, Session, Task
 from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
-from tests.serving import serving
+from tests.serving import serving, settings_of
 
 LIMIT = 30
 PROMPT = r"\x1b\[\?2004h"
@@ -722,10 +723,74 @@ async def test_help_waits_for_nothing_but_click() -> None:
 
 
 async def test_what_json_prints_is_what_the_client_reads() -> None:
-    import msgspec
 
     async with serving() as server:
         made = await hector("sessions", "create", "assistant", "--json", HECTOR_SERVER=server.url)
         msgspec.json.decode(made.out, type=Session)
         done = await hector("call", "assistant", "x", "--json", HECTOR_SERVER=server.url)
         msgspec.json.decode(done.out, type=Task)
+
+
+# --- tree -------------------------------------------------------------------------------------------------------------
+
+
+async def test_tree_prints_what_lives_in_the_server_as_lines_or_json() -> None:
+    steered = Steered()
+    async with (
+        serving(settings_of(server={"debug_tree": True}), agent(steered)) as server,
+        Client(server.url) as client,
+    ):
+        async with client.stream("a", "x", task_id="t", on_disconnect="cancel") as chunks:
+            await anext(chunks)
+            done = await hector("tree", "--server", server.url)
+            assert (done.code, done.err) == (0, "")
+            lines = done.out.splitlines()
+            assert "1 running, 0 queued, 0 waiting for input" in lines[0]
+            (run,) = [line for line in lines if line.lstrip().startswith("run a/t ")]
+            (socket,) = [line for line in lines if "websocket /agents/a/stream" in line]
+            assert lines.index(socket) < lines.index(run)
+            assert len(run) - len(run.lstrip()) == len(socket) - len(socket.lstrip()) + 2
+            assert "deadline in 10.0 min" in run or "deadline in 9.9 min" in run
+            assert "waits for Event.wait in Steered.__call__" in run
+            done = await hector("tree", "--json", "--limit", "1", "--server", server.url)
+            tree = msgspec.json.decode(done.out, type=LiveTree)
+            assert (tree.running, tree.waiting_for_input) == (1, 0)
+            steered.let("x")
+
+
+async def test_tree_watches_until_ctrl_c() -> None:
+    async with serving(settings_of(server={"debug_tree": True})) as server:
+        async with running([*HECTOR, "tree", "--watch", "--json", "--server", server.url]) as process:
+            first = json.loads((await process.wait_said(r"(.+)\n"))[1])
+            second = json.loads((await process.wait_said(r"(.+)\n"))[1])
+            assert first["at"] < second["at"]
+            process.process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+
+
+async def test_on_a_terminal_the_tree_is_drawn() -> None:
+    async with serving(settings_of(server={"debug_tree": True})) as server:
+        async with on_terminal("tree", HECTOR_SERVER=server.url) as (process, _):
+            await process.wait_said("waiting for input")
+            await process.wait_said("└──")
+            assert await process.wait() == 0
+        async with on_terminal("tree", "--watch", HECTOR_SERVER=server.url) as (process, keyboard):
+            await process.wait_said("waiting for input")
+            await process.wait_said("waiting for input")  # a second later
+            await keyboard.send_all(b"\x03")
+            assert await process.wait() == 130
+
+
+async def test_a_server_that_does_not_show_its_tree_or_not_to_us_says_so() -> None:
+    async with serving() as server:
+        done = await hector("tree", "--server", server.url)
+        assert (done.code, done.out) == (4, "")
+        assert "server.debug_tree: true" in done.err
+    token = "0123456789abcdef0123"
+    settings = settings_of(
+        server={"debug_tree": True}, auth={"tokens": [{"name": "v", "token": token, "role": "viewer"}]}
+    )
+    async with serving(settings) as server:
+        done = await hector("tree", "--server", server.url, "--token", token)
+        assert done.code == 1
+        assert "may not look inside the server" in done.err
