@@ -673,9 +673,15 @@ class Engine:
     # --- cancel, wait, follow
 
     async def cancel(self, row: TaskRow, reason: str = "requested") -> TaskRow:
-        """Cancels a task and returns its row once the final chunk is committed; an ended task's row as it is."""
+        """Cancels a task and returns its row once the final chunk is committed; an ended task's row as it is.
+
+        Raises: StoreUnavailable; Draining when a drain was quicker, and leaves the task to the next start.
+        """
         self.stop([row], reason)
-        return await self.wait(row)
+        row = await self.wait(row)
+        if not row.ended and self.draining:
+            raise Draining("The server is shutting down; the task goes on at the next start", retry_after=5)
+        return row
 
     def stop(self, rows: Iterable[TaskRow], reason: str) -> None:
         """Begins to cancel those that have not ended; ``wait`` tells when they have."""

@@ -533,6 +533,18 @@ async def test_who_follows_a_task_that_a_drain_has_left_to_the_next_start_is_tol
         assert isinstance(follower.failure, Draining)
 
 
+async def test_a_cancel_that_a_drain_has_overtaken_is_refused(store: Store) -> None:
+    steered = Steered()
+    async with engine_of(store, agent(steered), Settings(limits=Limits(running=1))) as engine:
+        await engine.submit(order("first"))
+        await steered.wait_started("first")
+        waiting = (await engine.submit(order("second"))).task
+        await engine.drain(0)
+        with pytest.raises(Draining), trio.fail_after(5):
+            await engine.cancel(waiting)
+    assert (await store.get_task_by_key(waiting.key)) == waiting
+
+
 async def test_who_was_given_a_row_before_its_task_ended_reads_to_the_end(store: Store) -> None:
     steered = Steered()
     async with engine_of(store, agent(steered)) as engine:

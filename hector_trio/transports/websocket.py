@@ -412,11 +412,11 @@ class Socket:
             raise RateLimited(f"{self._answering} cancels are being answered on this socket already")
         self._engine.stop(rows, reason)
         self._answering += 1
-        self._nursery.start_soon(self._answer_cancel, rows, frame.task_id is UNSET)
+        self._nursery.start_soon(self._answer_cancel, rows, reason, frame.task_id is UNSET)
 
-    async def _answer_cancel(self, rows: list[TaskRow], every: bool) -> None:
+    async def _answer_cancel(self, rows: list[TaskRow], reason: str, every: bool) -> None:
         try:
-            ended = [await self._engine.wait(row) for row in rows]
+            ended = [await self._engine.cancel(row, reason) for row in rows]
         except HectorError as error:
             task_id = UNSET if every else rows[0].task_id
             self._ends.append(encode(Refusal("cancel", error.code, error.detail, task_id)))
