@@ -184,20 +184,21 @@ def folder_of(settings: Settings) -> Path | None:
 async def open_uploads(settings: Settings) -> AsyncIterator[Uploads]:
     """All uploads that were there. Start ``sweep_for_ever`` beside it. Raises: StartError."""
     folder = folder_of(settings)
-    made = folder is None
     if folder is None:
-        folder = Path(await trio.to_thread.run_sync(tempfile.mkdtemp, None, "hector-uploads-"))
-    try:
-        with files.claimed(folder):
-            try:
-                found = await trio.to_thread.run_sync(files.load, folder)
-            except OSError as error:
-                raise StartError(f"The folder of uploads {folder} cannot be read: {error.strerror}") from error
-            yield Uploads(folder, found, settings)
-    finally:
-        if made:
+        # Made with the first upload: most servers without a database never have one, and one that is killed leaves it.
+        folder = Path(tempfile.gettempdir(), f"hector-uploads-{uuid.uuid4().hex}")
+        try:
+            yield Uploads(folder, [], settings)
+        finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSING_LIMIT):
                 await trio.to_thread.run_sync(shutil.rmtree, folder, True)
+        return
+    with files.claimed(folder):
+        try:
+            found = await trio.to_thread.run_sync(files.load, folder)
+        except OSError as error:
+            raise StartError(f"The folder of uploads {folder} cannot be read: {error.strerror}") from error
+        yield Uploads(folder, found, settings)
 
 
 class Uploads:

@@ -68,6 +68,7 @@ def _sync_folder(folder: Path) -> None:
 
 def create(folder: Path, record: Record, durable: bool) -> None:
     """The data first: a record always has its data, and data without a record is nobody's."""
+    folder.mkdir(mode=0o700, exist_ok=True)
     data = folder / f"{record.upload_id}.data"
     os.close(os.open(data, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:

@@ -54,7 +54,7 @@ async def stored(server: Served, path: str) -> bytes:
 
 def files(server: Served) -> set[str]:
     folder: Path = server.services.uploads._folder
-    return {each.name for each in folder.iterdir()} - {"lock"}
+    return {each.name for each in folder.iterdir()} if folder.exists() else set()
 
 
 # --- what goes well ---------------------------------------------------------------------------------------------------
