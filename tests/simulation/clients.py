@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import msgspec
 
 from hector_trio.task import ENDED, decode_chunk
 from tests.simulation.channel import Link, Message
-from tests.simulation.invariants import Reader, Submission
+from tests.simulation.invariants import Reader, Submission, stem_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -54,6 +55,7 @@ class Socket:
 
     def attach(self, task_id: str, after: int, *, window: int | None, binary: bool) -> None:
         self.attaching.setdefault(task_id, []).append((after, window))
+        self._world.ledger.attaching[self.agent_id, stem_of(task_id)] = math.inf
         self.control("attach", taskId=task_id, after=after, **viewing(window, binary))
 
     def grant(self, reader: Reader, frames: int) -> None:
@@ -110,7 +112,7 @@ class Socket:
             if kind == "error":
                 self._world.refused(frame["code"], f"{of} {frame.get('taskId')}")
                 if of == "attach":
-                    self.attaching[frame["taskId"]].pop()
+                    self._attached(frame["taskId"])
                 elif of == "detach" and self.link.left_at is None:
                     reader = self.readers.get(frame["taskId"])
                     if reader is not None and not reader.detached:
@@ -135,7 +137,7 @@ class Socket:
         ledger, task_id = self._world.ledger, frame.get("taskId")
         match of:
             case "attach":
-                after, window = self.attaching[task_id].pop(0)
+                after, window = self._attached(task_id)
                 if frame["status"] in ENDED:
                     after = max(0, min(after, frame["lastSeq"] - 1))
                 reader = self.readers.get(task_id)
@@ -159,6 +161,10 @@ class Socket:
                 if not any(known.answers for known in found):
                     ledger.note(f"the input of {task_id!r} was accepted, and is not there")
 
+    def _attached(self, task_id: str) -> tuple[int, int | None]:
+        self._world.ledger.attaching[self.agent_id, stem_of(task_id)] = self._world.now
+        return self.attaching[task_id].pop(0)
+
     def _binary(self, data: bytes) -> None:
         """A chunk of bytes (PROTOCOL 4): made what it is in the log."""
         note = self._world.ledger.note
@@ -180,6 +186,8 @@ class Socket:
         self.open = False
         for reader in self.readers.values():
             reader.gone()
+        for task_id in [name for name, places in self.attaching.items() if places]:
+            self._attached(task_id)
 
     def failed(self, error: BaseException) -> None:
         self._world.ledger.note(f"the application raised {error!r} on a WebSocket")

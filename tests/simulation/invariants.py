@@ -75,6 +75,8 @@ class Known:
     final: Chunk | None = None
     status: str = "pending"
     begun: bool = False
+    seen: int = 0
+    """The last chunk that anybody has received."""
     policy: str = ""
     detached: bool = False
     """Whether a client was told that ``cancel`` has become ``continue``."""
@@ -115,6 +117,8 @@ class Ledger:
         self.running: dict[tuple[str, str], int] = {}
         self.readers: list[Reader] = []
         """All that ever were."""
+        self.attaching: dict[tuple[str, str], float] = {}
+        """When an attach that was not answered yet may last have watched a task; ``inf`` while it may."""
         self.process_began = 0.0
         self.input_timeout = 0.0
         self.log_retention: float | None = None
@@ -281,6 +285,7 @@ class Ledger:
     def unwatched_since(self, known: Known) -> float | None:
         """Since when certainly nobody watches; ``None``: somebody may."""
         since = max(known.created_at, self.process_began)
+        since = max(since, self.attaching.get((known.row.agent_id, known.original_id), since))
         for reader in self.readers:
             if known.key in (reader.keys or self.candidates(reader.agent_id, reader.task_id)):
                 if reader.gone_at is None:
@@ -520,6 +525,9 @@ class Reader:
         self.keys = {key for key in self.keys if self._ledger.holds(key, chunk, line)}
         if not self.keys:
             self._ledger.note(f"{name} got {line!r}, which is not committed")
+        for key in self.keys:
+            known = self._ledger.tasks[key]
+            known.seen = max(known.seen, chunk.seq)
         self.next = chunk.seq + 1
         self.seen_at = trio.current_time() if self.seen_at is None else self.seen_at
         self.unacknowledged += 1

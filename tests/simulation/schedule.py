@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
+from hector_trio.task import TaskRow
 from tests.simulation.agent import random_plan
 from tests.simulation.clients import Call, Socket
 from tests.simulation.invariants import BrokenPromise, Reader, Submission
@@ -112,7 +113,7 @@ class Schedule:
             self.read: 4,
             self.cut: 6,
             self.new_session: 3,
-            self.delete_session: 1,
+            self.delete_session: 1.5,
             self.delete_task: 1,
             self.change_weather: 3,
             self.clear_up: 3,
@@ -126,6 +127,8 @@ class Schedule:
         world = self.world
         world.start()
         await self.settle()
+        if self.random.random() < 0.5:
+            self.take_time()
         actions, weights = list(self._actions), list(self._actions.values())
         for number in range(self._length if steps is None else min(steps, self._length)):
             result.steps = number + 1
@@ -307,15 +310,28 @@ class Schedule:
             self.say(f"post again {submission.task_id}")
             self.world.post_task(submission, streamed=self.random.random() < 0.5)
 
-    def _row(self) -> Any:
-        rows = self.world.ledger.disk.rows()[-12:]
-        return self.random.choice(rows) if rows else None
+    def _row(self) -> TaskRow | None:
+        """A task, rather one that is new or waits: most can happen to those."""
+        rows = self.world.ledger.disk.rows()
+        waiting = [row for row in rows if row.status in ("pending", "input_required")]
+        match self.random.randrange(4):
+            case 0 if waiting:
+                rows = waiting
+            case 1 | 2:
+                rows = rows[-2:]
+        return self.random.choice(rows[-12:]) if rows else None
+
+    def place(self, row: TaskRow) -> int:
+        """Somewhere in a task's log, as far as somebody can know of it."""
+        known = self.world.ledger.tasks[row.key]
+        old = known.ended_at is not None and known.ended_at + SOON < self.world.now
+        return self.random.randint(0, row.last_seq if old else known.seen)
 
     def follow(self) -> None:
         row = self._row()
         if row is None:
             return
-        after = self.random.randint(0, row.last_seq)
+        after = self.place(row)
         call = Call(self.world, "events", agent_id=row.agent_id)
         call.task_id = row.task_id
         headers = {"Accept": "text/event-stream"}
@@ -375,13 +391,12 @@ class Schedule:
 
     def attach(self) -> None:
         row = self._row()
-        socket = None if row is None else self._socket(row.agent_id)
-        if socket is None:
+        if row is None or (socket := self._socket(row.agent_id)) is None:
             return
         reader = socket.readers.get(row.task_id)
         if socket.attaching.get(row.task_id) or (reader is not None and reader.may_restart):
             return  # which answer belongs to which frame could not be told
-        after, window = self.random.randint(0, row.last_seq), self.random.choice((None, None, 1, 5))
+        after, window = self.place(row), self.random.choice((None, None, 1, 5))
         self.say(f"attach {row.task_id} after {after}, window {window}")
         socket.attach(row.task_id, after, window=window, binary=self.random.random() < 0.2)
 
@@ -469,7 +484,9 @@ class Schedule:
 
     def delete_session(self) -> None:
         if self.world.sessions:
-            session_id = self.random.choice(list(self.world.sessions))
+            rows = [row for row in self.world.ledger.disk.rows() if row.status == "input_required"]
+            waiting = [row.session_id for row in rows if row.session_id is not None]
+            session_id = self.random.choice(waiting or list(self.world.sessions))
             self.say(f"delete session {session_id}")
             self.world.ledger.removed_sessions.add(session_id)
             self.world.request(Call(self.world, "delete session"), "DELETE", f"/sessions/{session_id}")
@@ -497,8 +514,12 @@ class Schedule:
                 self.say("the store is slow")
                 weather.change(delays=(0.0, 0.5, 2.0))
             case _:
-                self.say("the store takes its time")
-                weather.change(delays=self.random.choice(((0.001,), (0.0, 0.01), (0.0, 0.1, 0.02))))
+                self.take_time()
+
+    def take_time(self) -> None:
+        """As long as real stores do: what is between two of their steps is seen by others."""
+        self.say("the store takes its time")
+        self.world.weather.change(delays=self.random.choice(((0.001,), (0.0, 0.01), (0.0, 0.1, 0.02))))
 
     def clear_up(self) -> None:
         if self.world.weather.bad:

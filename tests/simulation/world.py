@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from random import Random
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ from hector_trio.stores import Store, rules
 from hector_trio.task import grace_of
 from hector_trio.transports import Services
 from hector_trio.transports import websocket as websocket_module
+from hector_trio.uploads import Uploads
 from tests.simulation.agent import PlannedAgent
 from tests.simulation.channel import Link, http_link, websocket_link
 from tests.simulation.clients import Call, Socket, request_of
@@ -46,24 +46,22 @@ EXPECTED_ERRORS: Final = frozenset({"final_chunk_not_stored", "agent_failed"})
 """What may be logged as an error: a store that refuses, a planned crash of an agent."""
 
 
-@dataclass
-class Composition:
-    """What ``Services`` holds, of whichever process lives at the time."""
+class Current:
+    """``Services`` of whichever process lives at the time: so that the application needs to be built only once."""
 
-    engine: Engine
-    settings: Settings
-    authenticator: Authenticator
-    metrics: Metrics
-    loopback: bool = True
+    services: Services
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.services, name)
+
+
+CURRENT: Final = Current()
 
 
 @cache
-def application() -> tuple[App, Composition]:
-    """The real application, built once: building it takes longer than a schedule."""
-    settings = Settings()
-    nobody = cast(Engine, None)
-    composition = Composition(nobody, settings, Authenticator(settings.auth), Metrics())
-    return App(cast(Services, composition)), composition
+def application() -> App:
+    """The real application. To build it takes longer than a schedule."""
+    return App(cast(Services, CURRENT))
 
 
 class Process:
@@ -105,9 +103,11 @@ class Process:
             self.gone.set()
 
     async def _serve(self) -> None:
-        _, composition = application()
-        composition.engine, composition.metrics = self.engine, self.metrics
-        composition.settings = self.world.settings
+        nothing = cast(Uploads, None)  # they are written by threads
+        settings = self.world.settings
+        CURRENT.services = Services(
+            self.engine, nothing, settings, Authenticator(settings.auth), self.metrics, loopback=True
+        )
         self.up = self.served = True
         self.world.ledger.process_began = trio.current_time()
         self.world.say(f"{self.name} serves")
@@ -240,8 +240,7 @@ class World:
         if process is None or not process.up:
             link.refuse()
             return
-        app, _ = application()
-        process.connections.start_soon(link.run, app)
+        process.connections.start_soon(link.run, application())
 
     def _capacity(self) -> tuple[int, float]:
         return self.random.choice((100, 1000, 20_000)), self.settings.limits.send_timeout
