@@ -904,7 +904,7 @@ def _message(row: TaskRow, role: Literal["user", "agent"], content: Content, now
     return MessageRow(
         role=role,
         type=content.type,
-        content=content.content,
+        content=content.content if content.upload_id is UNSET else {"uploadId": content.upload_id},
         agent_id=row.agent_id,
         task_id=row.task_id,
         created_at=now,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -11,6 +11,7 @@ from hector_trio.agents import AgentInfo, Context
 from hector_trio.errors import RunError
 from hector_trio.models import Message
 from hector_trio.providers import Delta, ModelRequest, Provider, Turn
+from hector_trio.uploads import UploadedFile
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
@@ -25,6 +26,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     presence_penalty: float | UnsetType = UNSET
     frequency_penalty: float | UnsetType = UNSET
 
+
+UPLOAD_BYTES: Final = 1 << 20
+"""How long an uploaded text may be for a model."""
 
 _NAMES = frozenset(Sampling.__struct_fields__)
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -73,9 +77,26 @@ def turns(instructions: str, history: list[Message], text: str) -> list[Turn]:
     return result
 
 
+async def text_of(upload: UploadedFile) -> str:
+    """What an uploaded file says. Raises: RunError (``unsupported_upload``) for one that is no text, or too long."""
+    kind = upload.media_type.partition(";")[0].strip().lower()
+    if not kind.startswith("text/") and not kind.endswith(("/json", "+json", "/xml", "+xml", "/yaml")):
+        raise RunError("unsupported_upload", f"The model is given text, and {upload.media_type} is none")
+    if upload.size > UPLOAD_BYTES:
+        raise RunError("unsupported_upload", f"The model is given {UPLOAD_BYTES} bytes of an upload at most")
+    data = bytearray()
+    while len(data) < upload.size and (part := await upload.read(len(data), upload.size - len(data))):
+        data += part
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise RunError("unsupported_upload", "The upload is not text in UTF-8") from None
+
+
 class LlmAgent:
     """One model with its instructions. ``parameters`` are the defaults of the model's own parameters.
 
+    An uploaded file stands behind what the input says; it has to be text.
     Emits what the model says as it comes, and after it, only if the provider reported usage, one metadata chunk
     ``{"usage": …, "finishReason": …}``. Raises RunError (``invalid_parameters``) and the provider's ModelError.
     """
@@ -87,8 +108,10 @@ class LlmAgent:
         self._parameters = dict(parameters)
 
     async def run(self, ctx: Context) -> None:
+        upload = await ctx.upload()
+        text = ctx.text if upload is None else "\n\n".join(filter(None, (ctx.text, await text_of(upload))))
         request = ModelRequest(
-            turns=turns(self._instructions, ctx.history, ctx.text),
+            turns=turns(self._instructions, ctx.history, text),
             parameters=merged(self._parameters, sampling(ctx.parameters)),
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import trio
 
-from hector_trio.agents import AgentInfo
+from hector_trio.agents import AgentInfo, Resume
 from hector_trio.agents.llm import LlmAgent
 from hector_trio.config import OpenAiLlm
 from hector_trio.errors import ModelError, RunError
@@ -15,6 +16,7 @@ from hector_trio.models import Content, Message, TaskRequest
 from hector_trio.providers import Delta, ModelRequest, ModelResult, OnDelta, Turn
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.providers.openai import open_openai
+from hector_trio.uploads import UploadedFile
 from tests.fake_model import USAGE, cuts, says, serve_fake_model
 
 INFO = AgentInfo("assistant", "Assistant")
@@ -37,7 +39,12 @@ class Recorder:
         self.deadline = float("inf")
         self.text = text
         self.parameters = parameters or {}
+        self.file: UploadedFile | None = None
+        self.resume: Resume | None = None
         self.emitted: list[tuple[str, Any]] = []
+
+    async def upload(self) -> UploadedFile | None:
+        return self.file
 
     async def emit_text(self, text: str) -> None:
         self.emitted.append(("text", text))
@@ -50,6 +57,12 @@ class Recorder:
 
     async def emit_error(self, message: str, *, code: str = "agent_warning") -> None:
         self.emitted.append(("error", message))
+
+    async def emit_bytes(self, data: bytes, media_type: str) -> None:
+        raise AssertionError("a model's agent gives text")
+
+    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+        raise AssertionError("a model's agent asks nothing")
 
     async def update_state(self, patch: dict[str, Any]) -> None:
         raise AssertionError("a model's agent has no state to update")
@@ -92,6 +105,32 @@ async def test_instructions_history_and_input_become_turns() -> None:
         Turn("assistant", "Hello Alice"),
         Turn("user", "What is my name?"),
     ]
+
+
+def file_of(path: Path, data: bytes, media_type: str) -> UploadedFile:
+    path.write_bytes(data)
+    return UploadedFile(media_type, len(data), "notes", path, trio.CapacityLimiter(1))
+
+
+async def test_an_uploaded_text_stands_behind_what_is_said(tmp_path: Path) -> None:
+    long = "é" * 100_000
+    ctx = Recorder("Sum it up:")
+    ctx.file = file_of(tmp_path / "x", long.encode(), "text/markdown; charset=utf-8")
+    assert (await request_for(ctx)).turns == [Turn("user", f"Sum it up:\n\n{long}")]
+    ctx = Recorder("")
+    ctx.file = file_of(tmp_path / "y", b"{}", "application/json")
+    assert (await request_for(ctx)).turns == [Turn("user", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"), [(b"x", "image/png"), (b"\xff", "text/plain"), (b"x" * ((1 << 20) + 1), "text/plain")]
+)
+async def test_an_upload_that_is_no_text_for_a_model_is_refused(data: bytes, media_type: str, tmp_path: Path) -> None:
+    ctx = Recorder("What is it?")
+    ctx.file = file_of(tmp_path / "x", data, media_type)
+    with pytest.raises(RunError) as refused:
+        await request_for(ctx)
+    assert refused.value.run_code == "unsupported_upload"
 
 
 async def test_without_instructions_there_is_no_system_turn() -> None:
