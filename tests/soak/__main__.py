@@ -387,6 +387,9 @@ async def run(server: Server, clients: Clients, cycles: int, at_once: int) -> li
     """The samples at rest: after a hundredth of the cycles, after every twentieth part, and at the end."""
     samples = []
     done = 0
+    async with trio.open_nursery() as nursery:  # what the store opens when many read at once, it keeps
+        for _ in range(500):
+            nursery.start_soon(clients.request, "GET", "/agents/talk/tasks?pageSize=100")
     for goal in [cycles // 100, *(cycles * n // RESTS for n in range(1, RESTS + 1))]:
         left = goal - done
 
