@@ -338,7 +338,6 @@ class Connection(TCPServer):
             contain(error, "A connection failed")
         finally:
             self._leave()
-            server.connections.discard(self)
 
     async def _serve(self) -> None:
         self.deadline = trio.current_time() + self.limits.header_timeout
@@ -525,6 +524,7 @@ class Connection(TCPServer):
             return
         self.gone = True
         self.deadline = inf
+        self.server.connections.discard(self)  # its application may go on for a while: a detached run does
         if self._unsent:
             # The peer does not read: with FIN the kernel would keep what it holds for as long as the peer likes.
             self._unsent.clear()

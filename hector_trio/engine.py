@@ -314,6 +314,7 @@ class Engine:
         self._runs[row.key] = self._named[row.owner, row.agent_id, row.task_id] = run
         self._parked.pop(row.key, None)
         self._waiting += 1
+        run.watch(run.log.viewers, at_least=FIRST_VIEWER)
         self._changed.unpark_all()
         if self._ending:  # it was accepted before the drain, slowly
             _interrupt(run)
@@ -387,7 +388,9 @@ class Engine:
                     self._end_parked(parked, parked.stopped)
         if row.key in self._logs:
             self._logs[row.key].status = accepted.status
-        home = parked.nursery or nursery if accepted.policy == "cancel" else None
+        policy = parked.row.policy  # it may have been detached meanwhile
+        accepted = msgspec.structs.replace(accepted, policy=policy)
+        home = parked.nursery or nursery if policy == "cancel" else None
         run = self._start(accepted, _requests.decode(accepted.request), agent, turn, home)
         if parked.stopped is not None:
             run.stop(parked.stopped)
@@ -412,12 +415,22 @@ class Engine:
         parked.watch(0 if log is None else log.viewers)
         if log is not None and not log.readers:
             del self._logs[row.key]
+        if self._ending:
+            self._dismiss_readers(row.key)
         self._set_timer(parked)
+
+    def _dismiss_readers(self, key: int) -> None:
+        """Tells who follows a task that waits through a restart: they come back to the next start."""
+        if (log := self._logs.get(key)) is not None:
+            log.refuse(Draining("The server is shutting down; the task goes on waiting at the next start"))
 
     def _set_timer(self, parked: Parked) -> None:
         if parked.deadline < parked.timer:  # else the one that is set will find out
             parked.timer = parked.deadline
             heapq.heappush(self._timers, (parked.deadline, parked.row.key))
+            if len(self._timers) > 2 * len(self._parked) + 64:  # most are of tasks that were answered long ago
+                self._timers = [(each.timer, key) for key, each in self._parked.items() if each.timer < math.inf]
+                heapq.heapify(self._timers)
             if self._timers[0][1] == parked.row.key:
                 self._timers_moved.wake()
 
@@ -466,7 +479,6 @@ class Engine:
         with structlog.contextvars.bound_contextvars(
             agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id
         ):
-            run.watch(run.log.viewers, at_least=FIRST_VIEWER)
             try:
                 try:
                     with run.scope:
@@ -720,6 +732,8 @@ class Engine:
             log = self._logs.get(row.key)
             if log is None and (parked := self._parked.get(row.key)) is not None:
                 log = self._log_of(parked.row)  # the caller's row may be older
+                if self._ending:
+                    self._dismiss_readers(row.key)
             return log
 
         return Follower(self.store, row, live, after=after, wakeup=wakeup, viewer=viewer)
@@ -730,6 +744,10 @@ class Engine:
             return max(row.last_seq, log.committed)
         parked = self._parked.get(row.key)
         return row.last_seq if parked is None else max(row.last_seq, parked.row.last_seq)
+
+    def is_running(self, row: TaskRow) -> bool:
+        """Whether a run of the task is here, also one that is queued or ends."""
+        return row.key in self._runs
 
     def is_unfinished(self, row: TaskRow) -> bool:
         """Whether the task runs or waits here. Its row in the store may have ended already: the last commit is in the
@@ -755,16 +773,15 @@ class Engine:
         """The connection that started the task has gone; a run in its nursery ends with that, and this is for one that
         waits for input. ``answered``: it has gone because it got its answer, the question; who answers that comes in
         its place."""
-        if self.draining:
-            return  # it is the server that goes, and the task waits through that
-        parked = self._parked.get(row.key)
+        parked, run = self._parked.get(row.key), self._runs.get(row.key)
+        goes = not answered and not self.draining  # else it is the server that goes, and the task waits through that
         if parked is not None and parked.nursery is not None:
             parked.nursery = None
-            if not answered:
+            if goes:
                 self._end_parked(parked, CLIENT_LEFT)
-        elif (run := self._runs.get(row.key)) is not None and run.asked is not None and run.nursery is not None:
+        elif run is not None and run.asked is not None and run.nursery is not None:
             run.nursery = None
-            if not answered:
+            if goes:
                 run.stop(CLIENT_LEFT)
 
     # --- sessions
@@ -787,7 +804,7 @@ class Engine:
             for run in runs:
                 run.stop(SESSION_DELETED)
             with trio.move_on_after(FINISH_LIMIT):
-                while self._turns.length(session) or any(not run.over.is_set() for run in runs):
+                while self._is_busy(session):
                     await self._changed.park()
             with trio.move_on_after(UNREAD_LIMIT):
                 for run in runs:
@@ -795,6 +812,15 @@ class Engine:
             await self.store.delete_session(owner, session_id)
         finally:
             self._closing.discard(session)
+
+    def _is_busy(self, session: tuple[str, str]) -> bool:
+        """Whether a task of the session has not ended, as far as the store lets it."""
+        runs, parked = self._runs.values(), self._parked.values()
+        return (
+            self._turns.length(session) > 0
+            or any(_session_of(run.row) == session and not run.over.is_set() for run in runs)
+            or any(_session_of(each.row) == session for each in parked)
+        )
 
     # --- the engine's own life
 
@@ -878,6 +904,8 @@ class Engine:
         self._ending = True
         for run in list(self._runs.values()):
             _interrupt(run)
+        for key in self._parked:
+            self._dismiss_readers(key)
         with trio.move_on_after(FINISH_LIMIT):
             await self._quiet()
 

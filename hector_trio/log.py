@@ -6,6 +6,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -501,7 +502,7 @@ class Follower:
                 await self._look_again()
                 continue
             if held:
-                given = joined(held)[:limit] if join else held
+                given = list(islice(joined(held), limit)) if join else held
                 self.after = int(seq_of(given[-1])) if join else self.after + len(given)
                 return given
             assert log is not None
@@ -540,7 +541,7 @@ class Follower:
 
     def _give(self, lines: list[bytes], limit: int, join: bool) -> list[bytes]:
         """The first of what was read, and keeps the rest: reading on must not read again."""
-        given = (joined(lines) if join else lines)[:limit]
+        given = list(islice(joined(lines), limit)) if join else lines[:limit]
         count = int(seq_of(given[-1])) - self.after if join else len(given)
         self._rest = lines[count:]
         self.after += count

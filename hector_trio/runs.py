@@ -102,7 +102,10 @@ class Run:
     def watch(self, viewers: int, *, at_least: float = 0.0) -> None:
         """Viewers have come or gone: of a task with a grace, the time (seconds) without any is limited."""
         if self._grace is not None and not self.scope.cancel_called:
-            self._left_at = math.inf if viewers else trio.current_time() + max(self._grace, at_least)
+            if viewers:
+                self._left_at = math.inf
+            elif self._left_at == math.inf:  # else it runs already: whoever came or went was no viewer
+                self._left_at = trio.current_time() + max(self._grace, at_least)
             self.scope.deadline = min(self.deadline, self._left_at)
 
     def detach(self) -> None:
@@ -155,7 +158,10 @@ class Parked:
     def watch(self, viewers: int) -> None:
         """As of a run."""
         if self._grace is not None:
-            self._left_at = math.inf if viewers else trio.current_time() + self._grace
+            if viewers:
+                self._left_at = math.inf
+            elif self._left_at == math.inf:
+                self._left_at = trio.current_time() + self._grace
 
     def detach(self) -> None:
         self.row = msgspec.structs.replace(self.row, policy="continue")

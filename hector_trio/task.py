@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal
 
 import msgspec
@@ -245,24 +245,22 @@ def seq_of(line: bytes) -> bytes:
     return line[start : line.index(b",", start)]
 
 
-def joined(lines: Iterable[bytes]) -> list[bytes]:
+def joined(lines: Iterable[bytes]) -> Iterator[bytes]:
     """``lines`` with adjacent text as one chunk (``firstSeq`` to ``seq``), up to ``JOIN_BYTES`` of lines each."""
-    result: list[bytes] = []
     texts: list[bytes] = []
     size = 0
     for line in lines:
         is_text = line.startswith(_TEXT, line.index(_SEQ) + len(_SEQ) + len(seq_of(line)))
         if texts and (not is_text or size + len(line) > JOIN_BYTES):
-            result.append(_join(texts))
+            yield _join(texts)
             texts, size = [], 0
         if is_text:
             texts.append(line)
             size += len(line)
         else:
-            result.append(line)
+            yield line
     if texts:
-        result.append(_join(texts))
-    return result
+        yield _join(texts)
 
 
 def _join(lines: list[bytes]) -> bytes:

@@ -97,10 +97,14 @@ async def _answer(
     asked = preferences(call.header("Prefer") or "")
     if started and row.policy == "cancel":
         asked = Preferences()
-    with engine.follow(row, viewer=True):  # who waits for the answer has not left
-        row = await _wait(engine, row, asked.patience)
-    if started:
-        engine.left(row, answered=True)
+    answered = False
+    try:
+        with engine.follow(row, viewer=True):  # who waits for the answer has not left
+            row = await _wait(engine, row, asked.patience)
+        answered = True
+    finally:
+        if started:
+            engine.left(row, answered=answered)
     body = encode(wire_task(row))
     if row.ended or row.status == "input_required":
         return Reply(200, body, headers=headers | {"Content-Location": location})

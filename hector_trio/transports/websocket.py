@@ -49,6 +49,9 @@ MAX_ECHO: Final = 128
 MAX_WINDOW: Final = 1_000_000
 """The widest window."""
 
+UNSEEN_INTERVAL: Final = 0.5
+"""Seconds between looks at tasks that a socket has started and does not follow."""
+
 MAX_REPLIES: Final = 256
 """Answers to control frames that may wait for the socket before the next frame is read."""
 
@@ -270,7 +273,7 @@ class Socket:
             await self._receive(message)
             self._busy = False
             self._wakeup.wake()
-            while len(self._replies) > MAX_REPLIES:
+            while len(self._replies) + len(self._ends) > MAX_REPLIES:
                 await self._room.park()
 
     def _leave(self) -> None:
@@ -353,7 +356,7 @@ class Socket:
         elif kind == "input":
             await self._input(decode_json(data, InputFrame, max_depth=depth))
         elif kind == "credit":
-            self._credit(decode_json(data, CreditFrame, max_depth=depth))
+            await self._credit(decode_json(data, CreditFrame, max_depth=depth))
         else:
             raise InvalidRequest(f"There is no frame of type {kind[:64]!r}")
 
@@ -373,7 +376,7 @@ class Socket:
 
     async def _detach(self, frame: DetachFrame) -> None:
         task_id = frame.task_id
-        if task_id not in self._views:
+        if task_id not in self._views and task_id not in self._started:
             raise TaskNotFound(f"Task {task_id[:MAX_ECHO]!r} is not followed on this socket")
         if task_id in self._started:
             await self._engine.detach(self._started[task_id])
@@ -395,13 +398,15 @@ class Socket:
             self._started[row.task_id] = row
         self._reply(encode(Ok("input", row.task_id, status=row.status, last_seq=row.last_seq)))
 
-    def _credit(self, frame: CreditFrame) -> None:
-        view = self._views.get(frame.task_id)
-        if view is None:
-            raise TaskNotFound(f"Task {frame.task_id[:MAX_ECHO]!r} is not followed on this socket")
-        view.grant(frame.frames)
-        follower = view.follower
-        self._reply(encode(Ok("credit", frame.task_id, status=follower.status, last_seq=follower.last_seq)))
+    async def _credit(self, frame: CreditFrame) -> None:
+        """Credit for the last frames of a task comes when it is no longer followed, and changes nothing."""
+        if (view := self._views.get(frame.task_id)) is not None:
+            view.grant(frame.frames)
+            status, last_seq = view.follower.status, view.follower.last_seq
+        else:
+            row = await self._find(frame.task_id)
+            status, last_seq = row.status, self._engine.last_seq(row)
+        self._reply(encode(Ok("credit", frame.task_id, status=status, last_seq=last_seq)))
 
     async def _cancel(self, frame: CancelFrame) -> None:
         """Decides at once; the answer follows when the final chunk is committed, and no other frame waits for it."""
@@ -439,9 +444,12 @@ class Socket:
     def _check_room(self) -> None:
         most = self._limits.tasks_per_socket
         if len(self._started) >= most:  # what it only answered ends unseen
-            self._started = {name: row for name, row in self._started.items() if self._engine.is_unfinished(row)}
+            self._forget_ended()
         if len(self._started) >= most or len(self._views) >= most:
             raise RateLimited(f"{most} tasks run or are followed on this socket already")
+
+    def _forget_ended(self) -> None:
+        self._started = {name: row for name, row in self._started.items() if self._engine.is_unfinished(row)}
 
     def _check_write(self) -> None:
         if not self._principal.may_write:
@@ -457,7 +465,6 @@ class Socket:
         """Sends what is ready, task by task in turn, everything of a round in one write."""
         while True:
             frames, self._replies = self._replies, []
-            self._room.unpark_all()
             for task_id, view in list(self._views.items()):
                 if view.ready:
                     frames += await self._next(task_id, view)
@@ -465,6 +472,7 @@ class Socket:
                         break  # those served stand at the end by now, so the others come next
             frames += self._ends
             self._ends = []
+            self._room.unpark_all()
             if frames:
                 self._quiet_since = None
                 began = trio.current_time()
@@ -501,18 +509,24 @@ class Socket:
             frames = [*frames, encode(refused(task_id, failure))]
         if failure is not None or view.follower.ended:
             view.close()
-            self._started.pop(task_id, None)
+            if failure is None:
+                self._started.pop(task_id, None)
         else:
             self._views[task_id] = view
         return frames
 
     def _verdict(self) -> tuple[int, float]:
         """With what code, and when, the server closes if nothing more happens (``inf``: not at all)."""
-        if self._busy or self._views or self._started:
+        if self._busy or self._views:
             self._quiet_since = None
             return 1000, math.inf
-        if self._engine.draining:
-            return 1012, -math.inf
+        if self._started:  # and not followed: nobody tells when they end
+            self._forget_ended()
+        if self._engine.draining and not any(map(self._engine.is_running, self._started.values())):
+            return 1012, -math.inf  # what waits for input does so through the restart
+        if self._started:
+            self._quiet_since = None
+            return 1000, trio.current_time() + UNSEEN_INTERVAL
         if self._quiet_since is None:
             self._quiet_since = trio.current_time()
         if not self._heard:
