@@ -31,6 +31,7 @@ from hector_trio.errors import (
     SessionBusy,
     SessionNotFound,
     StoreUnavailable,
+    TaskNotFound,
 )
 from hector_trio.log import READ_BYTES, Follower, LogWriter, TaskLog, Wakeup, now_ms
 from hector_trio.models import Content, TaskRequest, encode
@@ -710,6 +711,7 @@ class Engine:
         """Returns the row once the task has ended or waits for input.
 
         Raises: StoreUnavailable when the store refuses its last chunk: its end then has to wait for the store.
+        TaskNotFound when it has ended and was removed since ``row`` was read.
         """
         run = self._runs.get(row.key)
         if run is None:
@@ -717,7 +719,10 @@ class Engine:
                 await self._changed.park()  # until the answer that is being accepted has been
             run = self._runs.get(row.key)
         if run is None:
-            return await self.store.get_task_by_key(row.key) or row
+            found = await self.store.get_task_by_key(row.key)
+            if found is None and not row.ended:
+                raise TaskNotFound(f"Task {row.task_id!r} has ended and was removed", task_id=row.task_id)
+            return found or row
         await run.over.wait()
         if run in self._unfinished:
             refused = run.log.failure

@@ -27,6 +27,7 @@ from hector_trio.errors import (
     SessionNotFound,
     StoreUnavailable,
     TaskExists,
+    TaskNotFound,
 )
 from hector_trio.log import now_ms
 from hector_trio.stores import Accepted, Append, NewTask, Store
@@ -543,6 +544,18 @@ async def test_a_cancel_that_a_drain_has_overtaken_is_refused(store: Store) -> N
         with pytest.raises(Draining), trio.fail_after(5):
             await engine.cancel(waiting)
     assert (await store.get_task_by_key(waiting.key)) == waiting
+
+
+async def test_a_cancel_of_what_has_ended_and_was_removed_since_it_was_found_says_so(store: Store) -> None:
+    steered = Steered()
+    async with engine_of(store, agent(steered)) as engine:
+        row = (await engine.submit(order("x"))).task
+        steered.let("x")
+        ended = await engine.wait(row)
+        await store.delete_task(row.owner, row.agent_id, row.task_id)
+        with pytest.raises(TaskNotFound):
+            await engine.cancel(row)
+        assert await engine.cancel(ended) == ended
 
 
 async def test_who_was_given_a_row_before_its_task_ended_reads_to_the_end(store: Store) -> None:
