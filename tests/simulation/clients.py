@@ -254,6 +254,8 @@ class Call:
         elif self.status >= 400:
             problem = json.loads(bytes(self.body))
             self._world.refused(problem["code"], f"{name}: {problem['detail']}")
+        elif self.status == 204 and self.kind == "events":
+            self._check_nothing()
         elif self.kind == "task" and self.submission is not None:
             self._check_task(json.loads(bytes(self.body)), self.submission)
         elif self.kind == "cancel":
@@ -278,6 +280,13 @@ class Call:
         found = [ledger.tasks[key] for key in ledger.candidates(self.agent_id, self.task_id)]
         if task["status"] not in ENDED or not any(known.status == task["status"] for known in found):
             ledger.note(f"the cancel of {self.task_id!r} was answered with {task['status']}")
+
+    def _check_nothing(self) -> None:
+        """204 stops a browser for good: it must have everything."""
+        ledger = self._world.ledger
+        found = [ledger.tasks[key] for key in ledger.candidates(self.agent_id, self.task_id)]
+        if not any(known.final is not None and known.final.seq <= self.after for known in found):
+            ledger.note(f"a reader of {self.task_id!r} behind {self.after} was told that there is nothing")
 
     def _check_page(self, page: Any) -> None:
         reader = self.reader

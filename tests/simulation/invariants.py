@@ -273,14 +273,19 @@ class Ledger:
         return None
 
     def _too_early(self, known: Known) -> str | None:
-        """Whether somebody has watched within the grace."""
-        grace = grace_of(known.policy) or 0.0
-        for reader in self.readers:
-            if reader.keys == {known.key} and reader.seen_at is not None:
-                until = trio.current_time() if reader.gone_at is None else reader.gone_at
-                if reader.seen_at < until and trio.current_time() < until + grace - 0.001:
-                    return f"it has a grace of {grace} s and was watched until {until:.3f}"
-        return None
+        """Whether there never was a time as long as the grace without anybody who watched."""
+        grace, now = grace_of(known.policy) or 0.0, trio.current_time()
+        watched = sorted(
+            (reader.seen_at, now if reader.gone_at is None else reader.gone_at)
+            for reader in self.readers
+            if reader.keys == {known.key} and reader.seen_at is not None
+        )
+        until = max(known.created_at, self.process_began)
+        for since, gone in [*watched, (now, now)]:
+            if since >= until + grace - 0.001:
+                return None
+            until = max(until, gone)
+        return f"it has a grace of {grace} s and was watched until {until:.3f}"
 
     def unwatched_since(self, known: Known) -> float | None:
         """Since when certainly nobody watches; ``None``: somebody may."""
