@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
-from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from tests.serving import Served
 
@@ -63,6 +63,15 @@ class Peer:
         while not frames[-1].get("final"):
             frames.append(await self.read())
         return frames
+
+    async def close_code(self) -> int:
+        """The code with which the server closes, whatever it says before that."""
+        with trio.fail_after(5):
+            with suppress(ConnectionClosed):
+                while True:
+                    await self.websocket.get_message()
+        assert self.websocket.closed is not None
+        return self.websocket.closed.code
 
 
 class RawPeer:

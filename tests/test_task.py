@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from hector_trio.models import Chunk, ChunkType, Content, GraceMs, TaskContext, TaskRequest
 from hector_trio.task import (
@@ -15,9 +19,10 @@ from hector_trio.task import (
     final_chunk,
     fingerprint,
     fold,
-    join_lines,
-    named,
     grace_of,
+    join_lines,
+    joined,
+    named,
     policy_of,
     split_lines,
 )
@@ -89,6 +94,23 @@ def test_joined_lines_keep_their_boundaries_whatever_the_text_holds() -> None:
     lines = [encode_chunk(chunk(n, "text", text)) for n, text in enumerate(["\n", "a\r\nb", "\u2028", "\\n"], 1)]
     assert split_lines(join_lines(lines)) == lines
     assert split_lines(b"") == []
+
+
+def test_joining_works_only_through_what_is_taken_of_it() -> None:
+    looked_at = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal looked_at
+        for looked_at in range(1, 1001):
+            yield encode_chunk(chunk(looked_at, "data" if looked_at % 3 == 0 else "text", "x"))
+
+    given = [decode_chunk(line) for line in islice(joined(lines()), 3)]
+    assert [(each.first_seq, each.seq, each.content) for each in given] == [
+        (1, 2, "xx"),
+        (UNSET, 3, "x"),
+        (4, 5, "xx"),
+    ]
+    assert looked_at == 6  # and not a thousand: a viewer far behind may take one at a time
 
 
 def test_a_renamed_task_is_read_under_its_new_name() -> None:

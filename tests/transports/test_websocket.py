@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed
 
 from hector_trio.agents import Agent, AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
+from hector_trio.transports.websocket import MAX_REPLIES
 from tests.engines import Steered, agent
 from tests.serving import Served, serving, settings_of
-from tests.sockets import Peer, connected, raw, rejected
+from tests.sockets import connect_raw, connected, raw, rejected
+from tests.test_frozen import serving_narrow
 
 SIX = {"taskId", "seq", "chunkType", "content", "timestamp", "final"}
 
@@ -22,16 +23,6 @@ async def only_task(server: Served) -> Any:
     page = await server.engine.store.list_tasks("local")
     assert page.total == 1
     return page.items[0]
-
-
-async def close_code(peer: Peer) -> int:
-    with trio.fail_after(5):
-        with pytest.raises(ConnectionClosed) as closed:
-            while True:
-                await peer.websocket.get_message()
-    reason = closed.value.reason
-    assert reason is not None
-    return reason.code
 
 
 async def test_one_request_gives_numbered_chunks_up_to_one_final_one_and_is_recorded() -> None:
@@ -54,7 +45,7 @@ async def test_a_socket_with_only_task_frames_is_closed_with_1000_after_its_last
     async with serving(settings_of(limits={"idle_after_final": 0.05})) as server, connected(server) as peer:
         await peer.ask("Hello")
         await peer.read_to_final()
-        assert await close_code(peer) == 1000
+        assert await peer.close_code() == 1000
 
 
 async def test_a_socket_that_sent_a_control_frame_stays_open() -> None:
@@ -72,7 +63,7 @@ async def test_a_socket_that_sent_a_control_frame_stays_open() -> None:
 
 async def test_a_socket_without_a_first_message_is_closed() -> None:
     async with serving(settings_of(limits={"first_message_timeout": 0.05})) as server, connected(server) as peer:
-        assert await close_code(peer) == 1008
+        assert await peer.close_code() == 1008
 
 
 async def test_many_tasks_share_a_socket_and_their_chunks_interleave() -> None:
@@ -277,12 +268,12 @@ async def test_a_drain_refuses_new_work_lets_the_stream_end_and_closes_with_1012
             await peer.ask("one")
             await peer.read()
             server.stop.set()
-            assert await close_code(idle) == 1012
+            assert await idle.close_code() == 1012
             await peer.ask("two")
             assert (await peer.read())["code"] == "draining"
             steered.let("one")
             assert (await peer.read_to_final())[-1]["status"] == "completed"
-            assert await close_code(peer) == 1012
+            assert await peer.close_code() == 1012
 
 
 async def test_a_stream_that_outlasts_the_grace_ends_with_its_final_chunk() -> None:
@@ -294,7 +285,7 @@ async def test_a_stream_that_outlasts_the_grace_ends_with_its_final_chunk() -> N
             server.stop.set()
             last = (await peer.read_to_final())[-1]
             assert (last["status"], last["code"]) == ("failed", "interrupted")
-            assert await close_code(peer) == 1012
+            assert await peer.close_code() == 1012
 
 
 async def test_too_many_tasks_on_a_socket_are_refused() -> None:
@@ -371,7 +362,7 @@ async def test_a_message_larger_than_allowed_closes_this_socket_with_1009_only()
         await other.read()
         async with connected(server, "a") as peer:
             await peer.ask("x" * 20_000)
-            assert await close_code(peer) == 1009
+            assert await peer.close_code() == 1009
         steered.let("one")
         assert (await other.read_to_final())[-1]["status"] == "completed"
 
@@ -416,6 +407,40 @@ async def test_no_frame_waits_for_a_cancel_that_takes_its_time() -> None:
         assert await peer.read() == {"type": "pong"}
         release.set()
         assert {frame.get("status") for frame in (await peer.read(), await peer.read())} == {"cancelled"}
+
+
+async def test_a_client_that_reads_no_answers_is_not_read_on_from() -> None:
+    async def speak(ctx: Context) -> None:
+        await ctx.emit_text("x" * int(ctx.text))
+
+    cancels, most = 600, MAX_REPLIES + 100  # so many cancels may be at work besides
+    async with serving_narrow(speak, send_timeout=30) as server, server.client() as client:
+        await client.post("/agents/a/tasks", json={"taskId": "ended", "input": {"content": "1"}})
+        store: Any = server.engine.store
+        get_task, found = store.get_task, 0
+
+        async def counting(*name: str) -> Any:
+            nonlocal found
+            found += 1
+            return await get_task(*name)
+
+        peer = await connect_raw(server.url, "a", receive_buffer=65536)
+        async with peer.stream:
+            await peer.ask("1000000", taskId="t")
+            with trio.fail_after(10):
+                while (row := await get_task("local", "a", "t")) is None or not row.ended:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked(0.01)  # more was said than the sockets hold
+                store.get_task = counting
+                for _ in range(cancels):
+                    await peer.send_text('{"type":"cancel","taskId":"ended"}')
+                while found <= MAX_REPLIES:
+                    await trio.lowlevel.checkpoint()
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert found <= most + 1
+                while peer.received.count(b'"of":"cancel"') < cancels:
+                    peer.received += await peer.stream.receive_some(65536)
+        assert found == cancels
 
 
 async def test_a_viewer_far_behind_reads_each_part_of_the_log_once() -> None:
