@@ -832,11 +832,12 @@ class Engine:
     async def recover(self) -> None:
         """Takes over what a dead process left: running tasks get their final chunk, unstarted ones are started."""
         pending: list[tuple[TaskRow, TaskRequest, Agent]] = []
+        waiting: list[tuple[TaskRow, int]] = []
         appends: list[Append] = []
         for row in await self.store.take_over(self.instance):
             agent = self.agents.get(row.agent_id)
             if row.status == "input_required" and row.question is not None:
-                self._park(row, None, row.question.asked_at)
+                waiting.append((row, row.question.asked_at))
             elif row.status == "pending" and row.policy != "cancel" and agent is not None:
                 pending.append((row, _requests.decode(row.request), agent))
             else:
@@ -846,6 +847,8 @@ class Engine:
         for row, request, agent in pending:
             turn = None if row.session_id is None else self._turns.enter((row.owner, row.session_id), row.task_id)
             self._start(row, request, agent, turn, None)
+        for row, asked_at in waiting:  # last: their graces begin now, and nobody can come before
+            self._park(row, None, asked_at)
         if appends or pending:
             log.info("recovered", interrupted=len(appends), resumed=len(pending), waiting=len(self._parked))
 

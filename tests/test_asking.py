@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from hector_trio.agents import Context
 from hector_trio.agents.function import SyncContext
 from hector_trio.config import Limits, Settings, Tasks
 from hector_trio.errors import NotWaiting, SessionNotFound
+from hector_trio.log import now_ms
 from hector_trio.models import Content, GraceMs
+from hector_trio.stores import Append, Change, NewTask
+from hector_trio.stores.memory import MemoryStore
 from hector_trio.task import TaskRow, fold
 from tests.engines import agent, engine_of, new_session, order, read_all, run, store_of, texts
 from tests.serving import Served, serving, settings_of
@@ -46,6 +51,33 @@ async def task_of(server: Served, task_id: str = "t") -> TaskRow:
     row = await server.engine.store.get_task("local", "a", task_id)
     assert row is not None
     return row
+
+
+class SlowToAppend(MemoryStore):
+    seconds = 0.0
+
+    async def append(self, appends: Sequence[Append]) -> frozenset[int]:
+        await trio.sleep(self.seconds)
+        return await super().append(appends)
+
+
+async def test_the_grace_of_a_task_that_waits_begins_when_the_next_server_is_ready(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = SlowToAppend()
+    async with engine_of(store, agent(ask_name), instance="dead") as engine:
+        row = await run(engine, order("hi", on_disconnect=GraceMs(500)))
+    died = NewTask("o", "a", "died", b"{}", "f", "continue", "dead", {}, now_ms())
+    key = (await store.create_task(died)).task.key
+    await store.append([Append(key, "dead", 1, 0, b"", Change("running"))])
+    store.seconds = 2.0  # the recovery of that takes longer than the other's grace
+    async with engine_of(store, agent(ask_name), instance="next") as engine:
+        store.seconds = 0.0
+        await trio.sleep(0.3)
+        with engine.follow(row, viewer=True):
+            await trio.sleep(5)
+            await engine.answer(row, ANSWER)
+            assert (await engine.wait(row)).status == "completed"
 
 
 @STORES
