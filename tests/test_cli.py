@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,15 +95,16 @@ class Running:
 
 @asynccontextmanager
 async def running(command: Sequence[str], *, cwd: Path | None = None, **options: Any) -> AsyncIterator[Running]:
-    """A process with its output in a pipe; it is killed if it still runs at the end."""
+    """A process with its output in a pipe; it is killed if it still runs at the end, and so are those it has started."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "env": CLEAN, "cwd": cwd, **options}
+    options.setdefault("start_new_session", True)
     process = await trio.lowlevel.open_process(list(command), **options)
     try:
         yield Running(process, process.stdout)
     finally:
         with trio.move_on_after(LIMIT, shield=True):
-            if process.returncode is None:
-                process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
