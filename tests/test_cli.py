@@ -95,7 +95,7 @@ class Running:
 
 @asynccontextmanager
 async def running(command: Sequence[str], *, cwd: Path | None = None, **options: Any) -> AsyncIterator[Running]:
-    """A process with its output in a pipe; it is killed if it still runs at the end, and so are those it has started."""
+    """A process with its output in a pipe; at the end it is killed, and so is what it has started."""
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "env": CLEAN, "cwd": cwd, **options}
     options.setdefault("start_new_session", True)
     process = await trio.lowlevel.open_process(list(command), **options)
