@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed
+import trio.testing
 
+from hector_trio import connection
 from hector_trio.agents import Context
 from hector_trio.config import Settings, Tasks
+from hector_trio.engine import FIRST_VIEWER
 from hector_trio.log import now_ms
 from hector_trio.models import GraceMs
 from hector_trio.task import TaskRow, decode_chunk
@@ -210,8 +212,7 @@ async def test_detach_by_the_starter_lets_the_task_go_on_without_it() -> None:
         assert (await row_of(server)).policy == "continue"
         paced.allow(1)
         await committed(server, 3)
-        await starter.send({"type": "ping"})
-        assert await starter.read() == {"type": "pong"}  # nothing of the task came
+        await nothing_more(starter)
         await starter.websocket.aclose()
         row = await row_of(server)
         assert row.status == "running"
@@ -232,7 +233,7 @@ async def test_a_detached_task_outlives_its_socket_and_leaves_none_behind(how: s
             await peer.wait_for(b'"of":"detach"')
             await peer.leave(how)
         with trio.fail_after(5):
-            while server.services.metrics.open_streams("websocket"):
+            while server.services.metrics.open_streams("websocket") or connection.statistics().connections:
                 await trio.lowlevel.checkpoint()
         row = await row_of(server)
         assert row.status == "running"
@@ -352,6 +353,42 @@ async def test_every_viewer_counts_and_the_last_one_to_leave_starts_the_grace(tm
         assert 0.05 <= trio.current_time() - left < 1
 
 
+@pytest.mark.parametrize("state", ["running", "waiting for input"])
+async def test_who_reads_and_is_no_viewer_moves_no_grace(
+    state: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def work(ctx: Context) -> None:
+        if state == "running":
+            await trio.sleep_forever()
+        await ctx.ask("?")
+
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(work)) as engine:
+        row = (await engine.submit(order(on_disconnect=GraceMs(10_000)))).task
+        with engine.follow(row, viewer=True):
+            await trio.sleep(1)
+        left = trio.current_time()
+        with trio.fail_after(60):
+            while engine.is_unfinished(row):
+                with engine.follow(row):  # as for a page of the log
+                    await trio.sleep(0.5)
+        (*_, final) = await read_all(engine, row)
+        assert final.reason == "client_left"
+        assert trio.current_time() - left == pytest.approx(10, abs=0.6)
+
+
+async def test_the_first_viewer_is_waited_for_whoever_reads_before_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(Paced())) as engine:
+        row = (await engine.submit(order("1", on_disconnect=GraceMs(0)))).task
+        began = trio.current_time()
+        with engine.follow(row):
+            pass
+        with trio.fail_after(60):
+            assert (await engine.wait(row)).status == "cancelled"
+        assert trio.current_time() - began == pytest.approx(FIRST_VIEWER)
+
+
 async def test_what_grace_is_given_is_limited_by_server_and_agent(tmp_path: Path) -> None:
     tasks = Tasks(grace=5, max_grace=20)
     agents = agent(Paced()) | agent(Paced(), "b")
@@ -467,6 +504,14 @@ async def test_a_task_frame_with_wrong_options_is_refused(options: dict[str, Any
         frame = await peer.read()
         assert (frame["seq"], frame["final"], frame["code"], frame["taskId"]) == (0, True, "invalid_request", "t")
         assert (await server.engine.store.list_tasks("local")).total == 0
+
+
+async def test_credit_for_the_last_frames_of_a_task_changes_nothing() -> None:
+    async with started(1, window=9) as (_server, paced, peer):
+        paced.allow(1)
+        assert is_exact(await peer.read_to_final())
+        await peer.send({"type": "credit", "taskId": "t", "frames": 2})
+        assert await peer.read() == {"type": "ok", "of": "credit", "taskId": "t", "status": "completed", "lastSeq": 2}
 
 
 async def test_credit_without_a_window_or_a_task_is_an_error() -> None:
@@ -606,7 +651,4 @@ async def test_a_shutdown_closes_a_socket_that_only_follows_with_1012() -> None:
             server.stop.set()
             final = (await peer.read_to_final())[-1]
             assert final["code"] == "interrupted"
-            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(5):
-                await peer.websocket.get_message()
-            assert closed.value.reason is not None
-            assert closed.value.reason.code == 1012
+            assert await peer.close_code() == 1012
