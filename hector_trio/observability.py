@@ -81,6 +81,17 @@ def configure(log: config.Log, stream: TextIO | None = None, *, secrets: Sequenc
     return output
 
 
+def keep_tracebacks_plain() -> None:
+    """For a server in somebody's own program that has not configured structlog: structlog's default prints tracebacks
+    with the values of all variables, which holds the loop for a quarter of a second and tells what prompts said."""
+    if not structlog.is_configured():
+        *others, _ = structlog.get_config()["processors"]
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=_is_terminal(sys.stdout), exception_formatter=structlog.dev.plain_traceback
+        )
+        structlog.configure(processors=[*others, renderer])
+
+
 _NAMING: Final[list[Any]] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,

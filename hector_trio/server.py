@@ -38,7 +38,7 @@ from hector_trio.config import (
 )
 from hector_trio.engine import Engine, open_engine
 from hector_trio.errors import ConfigError, StartError
-from hector_trio.observability import Metrics, configure, watch_loop
+from hector_trio.observability import Metrics, configure, keep_tracebacks_plain, watch_loop
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.stores import Store
@@ -69,6 +69,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
     Leaving closes in the opposite order; runs are ended first, with their final chunks.
     Raises: ConfigError, StartError.
     """
+    keep_tracebacks_plain()
     instance = str(uuid.uuid4())
     metrics = Metrics()
     async with AsyncExitStack() as stack:

@@ -27,7 +27,16 @@ from hypothesis import strategies as st
 from hector_trio.agents import AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.config import Log
-from hector_trio.observability import OTHER, ROUTE, Metrics, Output, access_log, configure, watch_loop
+from hector_trio.observability import (
+    OTHER,
+    ROUTE,
+    Metrics,
+    Output,
+    access_log,
+    configure,
+    keep_tracebacks_plain,
+    watch_loop,
+)
 
 SECRET = "s3cr3t-t0ken-0123456789"
 
@@ -526,3 +535,23 @@ def test_the_module_costs_no_metrics_library_until_a_server_needs_it() -> None:
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_where_nobody_has_configured_logs_a_traceback_shows_no_values_and_somebodys_configuration_stays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    structlog.reset_defaults()
+    keep_tracebacks_plain()
+    secret = "-".join(["what", "the", "prompt", "said"])
+    try:
+        raise ValueError(len(secret))
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    said = capsys.readouterr().out
+    assert "ValueError: 20" in said
+    assert secret not in said
+    ours = [structlog.processors.JSONRenderer()]
+    structlog.configure(processors=ours)
+    keep_tracebacks_plain()
+    assert structlog.get_config()["processors"] == ours
+    structlog.reset_defaults()
