@@ -474,7 +474,8 @@ class Reader:
         """``counted``: it is a viewer, for whom a task with a grace goes on."""
         self.agent_id = agent_id
         self.task_id = task_id
-        self.next = after + 1
+        self.next: int | None = after + 1
+        """The number that comes next; ``None``: any."""
         self.keys: set[int] | None = None
         """Which tasks this can be: ids are used again. ``None``: nothing was received yet."""
         self.ended = False
@@ -512,6 +513,7 @@ class Reader:
                 self.gone()
             return
         first = chunk.seq if chunk.first_seq is UNSET else chunk.first_seq
+        self.next = self.next or first
         if self.may_restart and first == 1 and (self.next > 1 or self.detached):
             self.follow(0, None)
             self.may_restart -= 1
@@ -562,7 +564,7 @@ class Reader:
         if self.window is not None and self.unacknowledged >= self.window:
             return None
         known = self.known()
-        return None if known is None else len(known.rests) + 1 - self.next
+        return None if known is None or self.next is None else len(known.rests) + 1 - self.next
 
     def known(self) -> Known | None:
         """The task, if there can be but one."""

@@ -300,9 +300,8 @@ class World:
         path = f"/agents/{submission.agent_id}/tasks/{task_id}/input"
         body = {"input": {"type": "text/plain", "content": answer}}
         if streamed:
-            known = self.ledger.of_plan(submission.plan.nonce)[-1]
-            call.reader = Reader(self.ledger, submission.agent_id, task_id, after=len(known.rests))
-            call.reader.nonce = submission.plan.nonce
+            call.reader = Reader(self.ledger, submission.agent_id, task_id)
+            call.reader.next = None  # behind the question, and that may not even be committed yet
             self.request(call, "POST", path, body=body, Accept="text/event-stream")
         else:
             self.request(call, "POST", path, body=body)
