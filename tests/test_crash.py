@@ -25,7 +25,7 @@ agents:
 
 SERIES = 25
 """Kills of one store."""
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", SERIES))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", 8))
 
 
 def serve(folder: Path, *flags: str) -> Any:

@@ -1,4 +1,4 @@
-"""A thousand schedules; 100,000 with ``python -m tests.simulation --schedules 100000 --jobs 2``."""
+"""Some schedules in every run of the tests; more with ``python -m tests.simulation --schedules 1000 --jobs 2``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests.simulation.schedule import run_schedule
 
-SCHEDULES = 1000
-BATCH = 50
+SCHEDULES = 200
+BATCH = 25
 
 
 @pytest.mark.parametrize("first", range(0, SCHEDULES, BATCH))
