@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 import trio
 import trio.testing
 
+from hector_trio import connection
+from hector_trio import server as composition
 from hector_trio.agents import Context
 from hector_trio.agents.function import SyncContext
 from hector_trio.config import Limits, Settings, Tasks
-from hector_trio.errors import NotWaiting, SessionNotFound
+from hector_trio.errors import Draining, NotWaiting, SessionNotFound, StoreUnavailable
 from hector_trio.log import now_ms
-from hector_trio.models import Content, GraceMs
+from hector_trio.models import Content, GraceMs, Status
 from hector_trio.stores import Append, Change, NewTask
 from hector_trio.stores.memory import MemoryStore
 from hector_trio.task import TaskRow, fold
@@ -51,6 +55,29 @@ async def task_of(server: Served, task_id: str = "t") -> TaskRow:
     row = await server.engine.store.get_task("local", "a", task_id)
     assert row is not None
     return row
+
+
+class Held:
+    """Holds the commits of a store that change a task to ``status``: each waits for ``go``, and then fails with
+    ``error`` if there is one."""
+
+    def __init__(self, store: Any, status: Status, error: Exception | None = None) -> None:
+        self.reached, self.go = trio.Event(), trio.Event()
+        self._status, self._error = status, error
+        self._append, store.append = store.append, self.append
+
+    async def append(self, appends: Sequence[Append]) -> frozenset[int]:
+        if any(each.change is not None and each.change.status == self._status for each in appends):
+            self.reached.set()
+            await self.go.wait()
+            if self._error is not None:
+                raise self._error
+        result: frozenset[int] = await self._append(appends)
+        return result
+
+    async def wait_reached(self) -> None:
+        with trio.fail_after(5):
+            await self.reached.wait()
 
 
 class SlowToAppend(MemoryStore):
@@ -334,6 +361,135 @@ async def test_an_ask_that_is_cancelled_first_is_cancelled(tmp_path: Path) -> No
         assert (await engine.wait(row)).status == "cancelled"
 
 
+async def test_who_answers_does_not_take_over_what_is_detached_meanwhile(tmp_path: Path) -> None:
+    go = trio.Event()
+
+    async def ask_and_wait(ctx: Context) -> None:
+        if ctx.resume is None:
+            await ctx.ask("?")
+        await go.wait()
+
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(ask_and_wait)) as engine:
+        async with trio.open_nursery() as starter:
+            row = (await engine.submit(order(policy="cancel"), starter)).task
+            await engine.wait(row)
+            held = Held(store, "pending")
+            async with trio.open_nursery() as nursery, trio.open_nursery() as answerer:
+                nursery.start_soon(engine.answer, row, ANSWER, answerer)
+                await held.wait_reached()
+                await engine.detach(row)
+                held.go.set()
+            with trio.fail_after(5):
+                while engine.waiting_for_input:
+                    await trio.lowlevel.checkpoint()
+            answerer.cancel_scope.cancel()
+        go.set()
+        assert (await engine.wait(row)).status == "completed"
+
+
+async def test_an_answer_on_its_way_is_run_though_the_starter_goes_with_the_server(tmp_path: Path) -> None:
+    release = trio.Event()
+
+    async def busy(ctx: Context) -> None:
+        if ctx.text == "busy":
+            await release.wait()
+        else:
+            await ask_name(ctx)
+
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(busy)) as engine:
+        await engine.submit(order("busy"))
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as starter:
+                row = (await engine.submit(order("hi", policy="cancel"), starter)).task
+                await engine.wait(row)
+                held = Held(store, "pending")
+                nursery.start_soon(engine.answer, row, ANSWER)
+                await held.wait_reached()
+                nursery.start_soon(engine.drain, 5)
+                await engine.drain_started.wait()
+                engine.left(row)
+            held.go.set()
+            with trio.fail_after(5):
+                while engine.waiting_for_input:
+                    await trio.lowlevel.checkpoint()
+                assert (await engine.wait(row)).status == "completed"
+            release.set()
+
+
+async def test_a_removed_session_is_there_until_an_answer_that_the_store_refused_has_ended(tmp_path: Path) -> None:
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(ask_name)) as engine:
+        session = await new_session(store)
+        row = await run(engine, order("hi", session=session))
+        answer = Held(store, "pending", StoreUnavailable("The disk is full"))
+        end = Held(store, "cancelled")
+
+        async def refused() -> None:
+            with pytest.raises(StoreUnavailable):
+                await engine.answer(row, ANSWER)
+
+        with engine.follow(row, 2) as follower:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refused)
+                await answer.wait_reached()
+                nursery.start_soon(engine.delete_session, "o", session)
+                await trio.testing.wait_all_tasks_blocked()
+                answer.go.set()
+                await end.wait_reached()
+                await trio.testing.wait_all_tasks_blocked()
+                assert await store.get_session("o", session, now=now_ms()) is not None
+                end.go.set()
+                with trio.fail_after(5):
+                    (line,) = await follower.read()
+                assert b"session_deleted" in line
+                follower.close()
+        with pytest.raises(SessionNotFound):
+            await engine.delete_session("o", session)
+
+
+async def test_questions_that_were_answered_leave_no_timer_behind(tmp_path: Path) -> None:
+    async def ask(ctx: Context) -> None:
+        await ctx.ask("?")
+
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(ask)) as engine:
+        row = await run(engine, order())
+        for _ in range(200):
+            await engine.answer(row, ANSWER)
+            assert (await engine.wait(row)).status == "input_required"
+        assert len(engine._timers) <= 2 + 64
+
+
+@pytest.mark.parametrize("comes", ["before the drain", "after it"])
+async def test_a_drain_ends_what_follows_a_task_that_waits(comes: str, tmp_path: Path) -> None:
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(ask_name)) as engine:
+        row = await run(engine, order("hi"))
+        if comes == "after it":
+            await engine.drain(0)
+        with engine.follow(row) as follower, trio.fail_after(5):
+            assert len(await follower.read()) == 2
+            if comes == "before the drain":
+                await engine.drain(0)
+            assert await follower.read() == []
+        assert isinstance(follower.failure, Draining)
+        assert engine.waiting_for_input == 1
+
+
+async def test_a_drain_ends_what_follows_a_task_whose_question_is_still_being_stored(tmp_path: Path) -> None:
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(ask_name)) as engine:
+        held = Held(store, "input_required")
+        row = (await engine.submit(order("hi"))).task
+        with engine.follow(row) as follower:
+            async with trio.open_nursery() as nursery:
+                await held.wait_reached()
+                nursery.start_soon(engine.drain, 0)
+                await trio.testing.wait_all_tasks_blocked()
+                held.go.set()
+            with trio.fail_after(5):
+                while await follower.read():
+                    pass
+        assert isinstance(follower.failure, Draining)
+        assert (await engine.wait(row)).status == "input_required"
+
+
 # --- through the doors ------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +578,154 @@ async def test_leaving_while_it_waits_does_what_the_policy_says(policy: str, how
             assert (row.status, server.engine.waiting_for_input) == ("cancelled", 0)
         else:
             assert server.engine.waiting_for_input == 1
+
+
+@pytest.mark.parametrize("door", ["post", "streamed post", "answer", "socket"])
+async def test_who_leaves_while_the_question_is_stored_has_left(door: str) -> None:
+    async def ask(ctx: Context) -> None:
+        await ctx.ask("?")
+
+    async with serving(agents=agent(ask)) as server:
+        body: dict[str, Any] = {"taskId": "t", "input": {"content": "hi"}, "onDisconnect": "cancel"}
+        if door == "answer":
+            async with server.client() as client:
+                await client.post("/agents/a/tasks", json=body)
+        held = Held(server.engine.store, "input_required")
+        if door == "socket":
+            async with raw(server, "a") as peer:
+                await peer.send_text(json.dumps(body))
+                await held.wait_reached()
+        else:
+            path, body = ("/tasks/t/input", {"input": body["input"]}) if door == "answer" else ("/tasks", body)
+            headers = {"Accept": "text/event-stream"} if door == "streamed post" else {}
+            async with server.client() as client, trio.open_nursery() as nursery:
+                nursery.start_soon(partial(client.post, f"/agents/a{path}", json=body, headers=headers))
+                await held.wait_reached()
+                nursery.cancel_scope.cancel()
+        with trio.fail_after(5):
+            while connection.statistics().connections:
+                await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        held.go.set()
+        row = await wait_status(server, "cancelled")
+        (*_, final) = await read_all(server.engine, row)
+        assert final.reason == "client_left"
+        assert server.engine.waiting_for_input == 0
+
+
+@pytest.mark.parametrize("then", ["cancels everything", "leaves"])
+async def test_a_task_stays_its_starters_though_its_log_could_not_be_read(then: str) -> None:
+    more, go = trio.Event(), trio.Event()
+
+    async def much(ctx: Context) -> None:
+        await ctx.emit_data(0)
+        await more.wait()
+        for n in range(1, 100):
+            await ctx.emit_data(n)
+        await go.wait()
+        await ctx.ask("?")
+
+    async with serving(settings_of(limits={"tail_bytes": 1000}), agents=agent(much)) as server:
+        store: Any = server.engine.store
+        read_log = store.read_log
+
+        async def refuse(*_: Any) -> Any:
+            raise StoreUnavailable("The disk is full")
+
+        async with connected(server, "a") as peer:
+            await peer.ask("hi", taskId="t", window=1)
+            assert (await peer.read())["seq"] == 1
+            more.set()
+            row = await wait_status(server, "running")
+            with trio.fail_after(5):
+                while server.engine.last_seq(row) < 100:
+                    await trio.lowlevel.checkpoint()
+            store.read_log = refuse
+            await peer.send({"type": "credit", "taskId": "t", "frames": 1})
+            frames = [await peer.read() for _ in range(2)]
+            assert [frame.get("of") or frame["code"] for frame in frames] == ["credit", "store_unavailable"]
+            store.read_log = read_log
+            if then == "cancels everything":
+                await peer.send({"type": "cancel"})
+                assert (await peer.read())["taskIds"] == ["t"]
+            else:
+                go.set()
+                await wait_status(server, "input_required")
+        await wait_status(server, "cancelled")
+
+
+async def test_a_task_that_a_socket_only_answered_can_be_detached_from_it() -> None:
+    go = trio.Event()
+
+    async def ask_and_wait(ctx: Context) -> None:
+        if ctx.resume is None:
+            await ctx.ask("?")
+        await go.wait()
+
+    async with serving(agents=agent(ask_and_wait)) as server:
+        async with server.client() as client:
+            body = {"taskId": "t", "input": {"content": "hi"}, "onDisconnect": "cancel"}
+            assert (await client.post("/agents/a/tasks", json=body)).json()["status"] == "input_required"
+        async with connected(server, "a") as peer:
+            for kind in ("input", "detach"):
+                await peer.send({"type": kind, "taskId": "t", "input": {"content": "Ada"}})
+                answer = await peer.read()
+                assert (answer["type"], answer["of"]) == ("ok", kind)
+        with trio.fail_after(5):
+            while connection.statistics().connections:
+                await trio.lowlevel.checkpoint()
+        go.set()
+        assert (await wait_status(server, "completed")).policy == "continue"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that do not end with a drain hold the server up for longer than any test waits."""
+    monkeypatch.setattr(composition, "CLOSING_LIMIT", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_shutdown_closes_the_sockets_on_which_a_task_waits() -> None:
+    async with serving(agents=agent(ask_name)) as server:
+        async with connected(server, "a") as starter, connected(server, "a") as other:
+            await starter.ask("hi", taskId="t", onDisconnect="cancel")
+            assert [(await starter.read())["seq"] for _ in range(2)] == [1, 2]
+            await other.send({"type": "attach", "taskId": "t", "after": 2})
+            assert (await other.read())["status"] == "input_required"
+            server.stop.set()
+            for peer in (starter, other):
+                refusal = await peer.read()
+                assert (refusal["seq"], refusal["code"], refusal["taskId"]) == (0, "draining", "t")
+                assert await peer.close_code() == 1012
+        assert (await task_of(server)).status == "input_required"
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_shutdown_ends_the_event_streams_on_which_a_task_waits() -> None:
+    async with serving(agents=agent(ask_name)) as server, server.client() as client:
+        await client.post("/agents/a/tasks", json={"taskId": "t", "input": {"content": "hi"}})
+        events = {"Accept": "text/event-stream"}
+        async with client.stream("GET", "/agents/a/tasks/t/events", headers=events) as stream:
+            server.stop.set()
+            with trio.fail_after(5):
+                body = (await stream.aread()).decode()
+        chunks = [json.loads(line[6:]) for line in body.splitlines() if line.startswith("data: ")]
+        assert [(chunk["seq"], chunk.get("code")) for chunk in chunks] == [(1, None), (2, None), (0, "draining")]
+        assert body.count("id: ") == 2  # the last has none: a browser comes back where it was
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_shutdown_closes_a_socket_that_only_answered() -> None:
+    async with serving(agents=agent(ask_name)) as server:
+        async with server.client() as client:
+            body = {"taskId": "t", "input": {"content": "hi"}, "onDisconnect": "cancel"}
+            assert (await client.post("/agents/a/tasks", json=body)).json()["status"] == "input_required"
+        async with connected(server, "a") as peer:
+            await peer.send({"type": "input", "taskId": "t", "input": {"content": "Ada"}})
+            assert (await peer.read())["of"] == "input"
+            await wait_status(server, "completed")
+            server.stop.set()
+            assert await peer.close_code() == 1012
 
 
 async def test_grace_of_a_waiting_task_starts_anew_after_a_restart(tmp_path: Path) -> None:
