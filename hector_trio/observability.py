@@ -360,6 +360,8 @@ class EngineState(Protocol):
     def running(self) -> int: ...
     @property
     def queued(self) -> int: ...
+    @property
+    def waiting_for_input(self) -> int: ...
 
 
 class StoreState(Protocol):
@@ -476,6 +478,7 @@ class Metrics:
                 tasks = GaugeMetricFamily("hector_tasks", "Tasks that are not ended", labels=["state"])
                 tasks.add_metric(["running"], engine.running)
                 tasks.add_metric(["queued"], engine.queued)
+                tasks.add_metric(["input_required"], engine.waiting_for_input)
                 yield tasks
                 size = store.statistics().size_bytes
                 yield GaugeMetricFamily("hector_store_bytes", "Size of the database", value=size)

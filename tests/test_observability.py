@@ -401,7 +401,7 @@ def test_open_streams_go_up_and_down_also_when_they_fail() -> None:
 
 def test_states_are_asked_for_when_somebody_looks() -> None:
     metrics = Metrics()
-    engine = SimpleNamespace(running=3, queued=2)
+    engine = SimpleNamespace(running=3, queued=2, waiting_for_input=6)
     store = SimpleNamespace(statistics=lambda: SimpleNamespace(size_bytes=4096))
     counts = SimpleNamespace(connections=5, websockets=4, accepted=9, refused=1, reset=2)
     metrics.watch(engine, store, lambda: counts)
@@ -409,6 +409,7 @@ def test_states_are_asked_for_when_somebody_looks() -> None:
     found = samples(metrics)
     assert found['hector_tasks{state="running"}'] == 7
     assert found['hector_tasks{state="queued"}'] == 2
+    assert found['hector_tasks{state="input_required"}'] == 6
     assert found["hector_store_bytes"] == 4096
     assert found["hector_connections"] == 5
     assert found["hector_websockets"] == 4
