@@ -495,6 +495,17 @@ async def test_a_paused_agent_is_cancelled_when_its_viewer_leaves() -> None:
         assert (await server.engine.wait(row)).status == "cancelled"
 
 
+async def test_an_agent_that_continues_without_its_viewer_is_no_longer_paused() -> None:
+    async with started(50, window=1, pause=True, onDisconnect="continue") as (server, paced, peer):
+        paced.allow(50)
+        await peer.read()
+        await paced.wait_emitted(2)
+        row = await row_of(server)
+        await peer.websocket.aclose()
+        with trio.fail_after(5):
+            assert (await server.engine.wait(row)).status == "completed"
+
+
 @pytest.mark.parametrize(
     "options", [{"window": 0}, {"window": 2.5}, {"window": "9"}, {"pause": True}, {"pause": 1}, {"binary": "yes"}]
 )
