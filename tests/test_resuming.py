@@ -19,7 +19,7 @@ from hector_trio.config import Settings, Tasks
 from hector_trio.engine import FIRST_VIEWER
 from hector_trio.log import now_ms
 from hector_trio.models import GraceMs
-from hector_trio.task import TaskRow, decode_chunk
+from hector_trio.task import TaskRow, decode_chunk, seq_of
 from tests.engines import Steered, agent, engine_of, order, read_all, run, store_of
 from tests.serving import Served, serving, settings_of
 from tests.sockets import Peer, connected, raw
@@ -585,6 +585,39 @@ async def test_a_joined_read_is_exact_at_every_position(tmp_path: Path) -> None:
                         assert [chunk] == parts
                     at = chunk.seq
                 assert at == (13 if after < 13 else after)
+
+
+@pytest.mark.parametrize("when", ["running", "ended"])
+async def test_a_joined_read_looks_at_little_more_than_it_gives(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = 0
+
+    def counting(line: bytes) -> bytes:
+        nonlocal looked_at
+        looked_at += 1
+        return seq_of(line)
+
+    async def mixed(ctx: Context) -> None:
+        for n in range(500):
+            await ctx.emit_text("x")
+            await ctx.emit_data(n)
+        if when == "running":
+            await trio.sleep_forever()
+
+    async with store_of("memory", tmp_path) as store, engine_of(store, agent(mixed)) as engine:
+        row = (await engine.submit(order())).task
+        with engine.follow(row) as follower, trio.fail_after(5):
+            while follower.after < 1000:
+                await follower.read()
+        if when == "ended":
+            row = await engine.wait(row)
+        monkeypatch.setattr("hector_trio.task.seq_of", counting)
+        with engine.follow(row) as follower:
+            for n in range(1, 101):
+                assert len(await follower.read(1, join=True)) == 1
+                assert follower.after == n
+        assert looked_at <= 3 * 100  # and not a hundred thousand: a client can have it so with a window of one
 
 
 async def test_what_is_no_longer_held_is_said_on_every_transport() -> None:
