@@ -349,7 +349,20 @@ class Engine:
 
     # --- input
 
-    async def answer(self, row: TaskRow, content: Content, nursery: trio.Nursery | None = None) -> TaskRow:
+    async def answered(self, row: TaskRow, idempotency: Idempotency) -> TaskRow | None:
+        """The task, if this key was used to answer it. Raises: IdempotencyMismatch, StoreUnavailable."""
+        while (parked := self._parked.get(row.key)) is not None and parked.answering:
+            await self._changed.park()
+        replayed = await self.store.find_idempotent(row.owner, idempotency, now=now_ms())
+        return None if replayed is None else replayed.task
+
+    async def answer(
+        self,
+        row: TaskRow,
+        content: Content,
+        nursery: trio.Nursery | None = None,
+        idempotency: Idempotency | None = None,
+    ) -> TaskRow:
         """Accepts the answer of a task that waits for input and starts its next run; returns the row once the answer is
         committed.
 
@@ -378,13 +391,13 @@ class Engine:
         parked.answering = True
         accepted = None
         try:
-            accepted = await self._accept_answer(row, content)
+            accepted = await self._accept_answer(row, content, idempotency)
         finally:
             parked.answering = False
             if accepted is None:
                 if turn is not None:
                     turn.leave()
-                    self._changed.unpark_all()
+                self._changed.unpark_all()
                 if parked.stopped is not None:
                     self._end_parked(parked, parked.stopped)
         if row.key in self._logs:
@@ -397,13 +410,13 @@ class Engine:
             run.stop(parked.stopped)
         return accepted
 
-    async def _accept_answer(self, row: TaskRow, content: Content) -> TaskRow:
+    async def _accept_answer(self, row: TaskRow, content: Content, idempotency: Idempotency | None) -> TaskRow:
         row = await self.store.get_task_by_key(row.key) or row
         if row.status != "input_required" or row.question is None:
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
         question = msgspec.structs.replace(row.question, answer=content)
         change = Change("pending", question=question)
-        append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change)
+        append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change, idempotency=idempotency)
         if await self.store.append([append]):
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
         return msgspec.structs.replace(row, status="pending", question=question)

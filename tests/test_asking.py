@@ -512,6 +512,42 @@ async def test_rest_answers_with_the_question_and_takes_the_answer() -> None:
         assert (unknown.status_code, unknown.json()["code"]) == (404, "task_not_found")
 
 
+@pytest.mark.parametrize("store", ["memory", "hector.db"])
+async def test_an_answer_can_be_repeated_safely_also_after_a_restart(store: str, tmp_path: Path) -> None:
+    async def twice(ctx: Context) -> None:
+        saved = [] if ctx.resume is None else [*ctx.resume.saved, ctx.resume.answer]
+        if len(saved) < 2:
+            await ctx.ask(f"Question {len(saved)}?", saved=saved)
+        await ctx.emit_text(str(saved))
+
+    settings = settings_of(store={"url": store if store == "memory" else str(tmp_path / store)})
+    key = {"Idempotency-Key": "k"}
+    path, first, second = "/agents/a/tasks/t/input", {"input": {"content": "1"}}, {"input": {"content": "2"}}
+    async with serving(settings, agents=agent(twice)) as server, server.client() as client:
+        await client.post("/agents/a/tasks", json={"input": {"content": "hi"}, "taskId": "t"})
+        answers: list[Any] = []
+
+        async def answer() -> None:
+            answers.append(await client.post(path, json=first, headers=key))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(answer)
+        assert [(each.status_code, each.json()["prompt"]) for each in answers] == [(200, "Question 1?")] * 5
+        assert sum("Idempotency-Replayed" in each.headers for each in answers) == 4
+        other = await client.post(path, json=second, headers=key)
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+        if store == "memory":
+            done = await client.post(path, json=second)
+            assert done.json()["output"]["content"] == "['1', '2']"
+            again = await client.post(path, json=first, headers=key)
+            assert (again.status_code, again.json()) == (200, done.json())
+    if store != "memory":
+        async with serving(settings, agents=agent(twice)) as server, server.client() as client:
+            again = await client.post(path, json=first, headers=key)
+            assert (again.status_code, again.json()["prompt"]) == (200, "Question 1?")
+
+
 async def test_rest_streams_what_follows_the_answer_or_is_told_where_to_look() -> None:
     async with serving(agents=agent(ask_name)) as server, server.client() as client:
         await client.post("/agents/a/tasks", json={"input": {"content": "hi"}, "taskId": "t"})

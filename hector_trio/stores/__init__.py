@@ -95,6 +95,8 @@ class Append(Struct, frozen=True):
     data: bytes
     change: Change | None = None
     message: MessageRow | None = None
+    idempotency: Idempotency | None = None
+    """A key, of the task's owner, that is to lead to the task from now on."""
 
 
 class Segment(Struct, frozen=True):

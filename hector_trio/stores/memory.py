@@ -131,7 +131,7 @@ class MemoryStore:
         if same is not None and not same.row.ended:
             if same.row.fingerprint != new.fingerprint:
                 raise TaskExists(f"Task {new.task_id} has not ended and is a different one", task_id=new.task_id)
-            self._remember(new, same.row.key)
+            self._remember(new.owner, new.idempotency, same.row.key)
             return Accepted("running", _task_out(same.row))
         if same is not None:
             name = next_name(new.task_id, lambda stem: self._highest(new.owner, new.agent_id, stem))
@@ -158,7 +158,7 @@ class MemoryStore:
             self._lists.setdefault(of, {})[row.key] = None
         self._size += len(row.request)
         self._name(row)
-        self._remember(new, row.key)
+        self._remember(new.owner, new.idempotency, row.key)
         if session is not None:
             session.tasks[row.key] = None
             session.touch(new.created_at)
@@ -200,6 +200,7 @@ class MemoryStore:
             if append.message is not None and task.session is not None:
                 task.session.messages.append((append.key, append.message))
                 task.session.touch(append.message.created_at)
+            self._remember(task.row.owner, append.idempotency, append.key)
         return frozenset(refused)
 
     async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
@@ -472,10 +473,9 @@ class MemoryStore:
             raise IdempotencyMismatch("The idempotency key was used with another body")
         return task
 
-    def _remember(self, new: NewTask, task_key: int) -> None:
-        key = new.idempotency
+    def _remember(self, owner: str, key: Idempotency | None, task_key: int) -> None:
         if key is not None:
-            name = (new.owner, key.route, key.key)
+            name = (owner, key.route, key.key)
             self._idempotency[name] = (key, task_key)
             self._tasks[task_key].used_by.append(name)
 

@@ -243,12 +243,12 @@ def create(connection: Connection, new: NewTask) -> Accepted:
     if same is not None and not same.ended:
         if same.fingerprint != new.fingerprint:
             raise TaskExists(f"Task {new.task_id} has not ended and is a different one", task_id=new.task_id)
-        _remember(connection, new, same.key)
+        _remember(connection, new.owner, new.idempotency, same.key)
         return Accepted("running", same)
     if same is not None:
         _rename(connection, same)
     row = _insert(connection, new, session_key)
-    _remember(connection, new, row.key)
+    _remember(connection, new.owner, new.idempotency, row.key)
     if session_key is not None:
         touch(connection, (row.key, new.created_at))
     return Accepted("created", row)
@@ -265,14 +265,13 @@ def _session_for(connection: Connection, new: NewTask) -> int | None:
     return int(session.key)
 
 
-def _remember(connection: Connection, new: NewTask, task_key: int) -> None:
-    key = new.idempotency
+def _remember(connection: Connection, owner: str, key: Idempotency | None, task_key: int) -> None:
     if key is None:
         return
     # one that has expired may stand there still
-    connection.execute(_FORGET_KEY, {"of_owner": new.owner, "of_route": key.route, "of_key": key.key})
+    connection.execute(_FORGET_KEY, {"of_owner": owner, "of_route": key.route, "of_key": key.key})
     values = {
-        "owner": new.owner,
+        "owner": owner,
         "route": key.route,
         "key": key.key,
         "body_hash": key.body_hash,
@@ -398,6 +397,9 @@ class Appender:
         for append in appends:
             if append.message is not None:
                 add_message(connection, append.key, append.message)
+            if append.idempotency is not None:
+                owner = connection.execute(select(tasks.c.owner).where(tasks.c.key == append.key)).scalar_one()
+                _remember(connection, owner, append.idempotency, append.key)
         return True
 
 

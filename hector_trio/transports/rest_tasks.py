@@ -163,8 +163,17 @@ async def answer_task(call: Call) -> Reply:
     row = await _find(call)
     check_content(answer.input)
     after = row.last_seq
-    row = await engine.answer(row, answer.input, call.nursery)
     streamed = wants_events(call.header("Accept") or "")
+    idempotency = await _idempotency(call, f"POST /agents/{row.agent_id}/tasks/{row.task_id}/input")
+    for last in (False, True):
+        if idempotency is not None and (replayed := await engine.answered(row, idempotency)) is not None:
+            return await _answer(call, replayed, 0, {"Idempotency-Replayed": "true"}, streamed, started=False)
+        try:
+            row = await engine.answer(row, answer.input, call.nursery, idempotency)
+            break
+        except NotWaiting:
+            if last or idempotency is None:
+                raise  # else the same answer may just have been accepted
     return await _answer(call, row, after, {}, streamed, started=engine.runs_in(row, call.nursery))
 
 
@@ -328,8 +337,8 @@ TASK_ROUTES: Final = (
         RUN_ANSWERS,
         right="write",
         body=Answering,
-        headers=RUN_HEADERS[:1],
-        refusals=(InvalidRequest, *_TASK_REFUSALS, NotWaiting, RateLimited),
+        headers=RUN_HEADERS,
+        refusals=(InvalidRequest, *_TASK_REFUSALS, NotWaiting, IdempotencyMismatch, RateLimited),
     ),
     Route(
         "GET",
