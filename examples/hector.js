@@ -411,6 +411,7 @@ class Stream {
       return;
     }
     if (frame.seq === 0) {
+      if (frame.code === 'draining' && this.#known) return;  // a close with 1012 follows, and the next connection goes on
       this.#over = true;
       this.#error = new HectorError(frame.code, frame.content, {retryable: frame.retryable, taskId: this.taskId});
       return;

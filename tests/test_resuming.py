@@ -288,6 +288,29 @@ async def test_answers_stand_in_the_order_of_their_frames_before_what_they_begin
         assert (await row_of(server)).policy == "continue"
 
 
+async def test_a_cancel_of_everything_takes_what_was_detached_too() -> None:
+    async with started(9) as (server, paced, starter):
+        paced.allow(1)
+        await starter.read()
+        await starter.send({"type": "detach", "taskId": "t"})
+        assert (await starter.read())["of"] == "detach"
+        await starter.send({"type": "cancel"})
+        answer = await starter.read()
+        assert (answer["of"], answer["taskIds"]) == ("cancel", ["t"])
+        assert (await server.engine.wait(await row_of(server))).status == "cancelled"
+
+
+async def test_a_task_without_any_viewer_is_given_time_for_the_first() -> None:
+    async with serving(agents=agent(Paced())) as server, server.client() as client:
+        body = {"input": {"content": "1"}, "taskId": "t", "onDisconnect": {"graceMs": 0}}
+        told = await client.post("/agents/a/tasks", json=body, headers={"Prefer": "respond-async"})
+        assert told.status_code == 202
+        asked = trio.current_time()
+        row = await server.engine.wait(await row_of(server))
+        assert row.status == "cancelled"
+        assert trio.current_time() - asked > 0.5
+
+
 # --- grace ------------------------------------------------------------------------------------------------------------
 
 

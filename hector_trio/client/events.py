@@ -15,7 +15,7 @@ from hector_trio.client.bodies import Control, check_next, decode_frame, refused
 from hector_trio.client.errors import ConnectionFailed, UnexpectedAnswer, mapped, refusal
 from hector_trio.client.limits import CLOSE_LIMIT, CONNECT_LIMIT, MAX_MESSAGE, RETRY_HELD, SILENCE
 from hector_trio.client.reconnecting import Retry
-from hector_trio.errors import HectorError
+from hector_trio.errors import Draining, HectorError
 from hector_trio.models import Chunk
 
 Connect = Callable[[int], AbstractAsyncContextManager[AsyncGenerator[bytes]]]
@@ -94,13 +94,18 @@ class EventChunks:
     async def __anext__(self) -> Chunk:
         if self.final is not None:
             raise StopAsyncIteration
-        while not self._events:
-            await self._persist(self._read)
-        chunk = decode_frame(self._events.popleft().data, self._url)
-        if isinstance(chunk, Control):
-            raise UnexpectedAnswer(f"{self._url} sent what is no chunk")
-        if chunk.seq == 0:
-            raise refused(chunk, chunk.task_id)
+        while True:
+            while not self._events:
+                await self._persist(self._read)
+            chunk = decode_frame(self._events.popleft().data, self._url)
+            if isinstance(chunk, Control):
+                raise UnexpectedAnswer(f"{self._url} sent what is no chunk")
+            if chunk.seq > 0:
+                break
+            error = refused(chunk, chunk.task_id)
+            if error.code != Draining.code:
+                raise error
+            # else the stream ends with that, and the next one goes on
         if not (chunk.final and chunk.seq <= self.last_seq):  # which is what an ended task says to one who has all
             check_next(chunk, self.last_seq, self._url)
         self._retry.progress()

@@ -139,8 +139,11 @@ class Exchange:
             return None
         if frame.seq == 0:
             # A request that the server could not read is refused without a task's id: nothing else was said here.
+            error = refused(frame, self.task_id)
+            if self._known and error.code == Draining.code:
+                return None  # it ends the connection soon, and the next one goes on
             self.over = True
-            raise refused(frame, self.task_id)
+            raise error
         if frame.task_id != self.task_id:
             raise UnexpectedAnswer(f"{self._url} sent a chunk of task {frame.task_id!r}")
         check_next(frame, self.reached, self._url)

@@ -99,7 +99,7 @@ async def _answer(
         asked = Preferences()
     answered = False
     try:
-        with engine.follow(row, viewer=True):  # who waits for the answer has not left
+        with engine.follow(row, viewer=asked.patience != 0):  # who waits for the answer has not left
             row = await _wait(engine, row, asked.patience)
         answered = True
     finally:

@@ -379,8 +379,10 @@ class Socket:
         if task_id not in self._views and task_id not in self._started:
             raise TaskNotFound(f"Task {task_id[:MAX_ECHO]!r} is not followed on this socket")
         if task_id in self._started:
-            await self._engine.detach(self._started[task_id])
-            self._started.pop(task_id, None)
+            row = self._started[task_id]
+            await self._engine.detach(row)
+            if row.policy == "cancel" and task_id in self._started:
+                self._started[task_id] = msgspec.structs.replace(row, policy="continue")
         view = self._views.pop(task_id, None)
         status: Status | UnsetType = UNSET
         last_seq: int | UnsetType = UNSET
