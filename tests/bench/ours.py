@@ -76,30 +76,30 @@ def hook(app: Any) -> None:
         quart.before_request(nothing)
 
 
-async def serve(chosen: Settings, *, quart: bool, tell: Tell) -> None:
-    """Serves until cancelled; ``tell`` is given the URLs."""
+async def serve(
+    store: str, durability: str, quart: str = "", *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serves until cancelled; ``task_status`` is given the URLs."""
+    chosen = settings(store, durability)
+    configure_logs(chosen)
+    sys.setswitchinterval(0.0005)  # as ``server.run``
     ticker = Ticker()
     async with open_app(chosen, agents(ticker)) as app, trio.open_nursery() as nursery:
         if quart:
             hook(app)
         nursery.start_soon(ticker.run)
         await connection.serve(
-            app, listen(chosen.server), limits=limits_of(chosen), shutdown=trio.sleep_forever, task_status=tell
+            app,
+            listen(chosen.server),
+            limits=limits_of(chosen),
+            shutdown=trio.sleep_forever,
+            task_status=task_status,
         )
 
 
-def main(store: str, durability: str, quart: str = "") -> None:
-    chosen = settings(store, durability)
-    configure_logs(chosen)
-    sys.setswitchinterval(0.0005)  # as ``server.run``
-
-    async def run() -> None:
-        await serve(
-            chosen, quart=quart == "quart", tell=Tell(lambda urls: print(urls[0].rpartition(":")[2], flush=True))
-        )
-
-    trio.run(run)
+async def main(*arguments: str) -> None:
+    await serve(*arguments, task_status=Tell(lambda urls: print(urls[0].rpartition(":")[2], flush=True)))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    trio.run(main, *sys.argv[1:])
