@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 class Contestant(NamedTuple):
     name: str
     family: str
-    """``ours``, ``peer`` (a WebSocket server that ours is compared with), ``a2a``."""
+    """``ours``, ``peer`` (WebSockets and REST under uvicorn), ``a2a`` (the official SDK's server)."""
     command: list[str]
     """Module and arguments; ``{tmp}`` is a folder of its own."""
 
@@ -36,6 +36,8 @@ ALL: Final = [
     ),
     Contestant("uvicorn-websockets", "peer", ["tests.bench.starlette_app", "websockets"]),
     Contestant("uvicorn-sansio", "peer", ["tests.bench.starlette_app", "websockets-sansio"]),
+    Contestant("a2a-sdk-memory", "a2a", ["tests.bench.a2a_sdk", "memory"]),
+    Contestant("a2a-sdk-sqlite", "a2a", ["tests.bench.a2a_sdk", "{tmp}/bench.db"]),
 ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Final, NamedTuple, Self
@@ -16,6 +18,7 @@ IDLE_STREAMS: Final = 1000
 BUSY_STREAMS: Final = 100
 PLAIN: Final = ("ours-memory", "ours-sqlite")
 """Contestants of the scenarios that start ``hector serve`` themselves."""
+A2A: Final = ("ours-memory", "ours-sqlite", "ours-full")
 
 
 class Bench:
@@ -45,6 +48,10 @@ class Bench:
         return server
 
 
+class Missing(Exception):
+    """A contestant does not have what is to be measured."""
+
+
 class Figure(NamedTuple):
     name: str
     unit: str
@@ -59,6 +66,8 @@ class Scenario(NamedTuple):
     measure: Callable[[Bench, Contestant], Iterable[float]]
     """One value for each figure."""
     takes: Callable[[Contestant], bool] = lambda contestant: contestant.family != "a2a"
+    peers: str = "peer"
+    """The family that ratios refer to."""
     warm: bool = True
     """Whether a first round is thrown away."""
 
@@ -170,6 +179,34 @@ def idle() -> Scenario:
     return Scenario("idle", about, (Figure("memory", "KiB/stream"),), measure, warm=False)
 
 
+def a2a(streams: int) -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        server = bench.server(contestant)
+        if contestant.family == "ours":
+            check_served(server, "/a2a/burst/.well-known/agent-card.json")
+        count = bench.scaled(400 if streams == 1 else 50, 10)
+        message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": str(count)}]}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": message}}
+        found = bench.client.run("sse", server, "/a2a/burst", json.dumps(call), streams=streams, amount=count)
+        return _rate(found, "pieces")
+
+    figures = Figure("rate", "pieces/s", "higher"), Figure("cpu", "us/piece")
+    about = f"A2A 1.0 SendStreamingMessage, {streams} at once, an artifact in pieces of {load.SIZE} characters"
+    return Scenario(
+        f"a2a-{streams}", about, figures, measure, lambda each: each.family == "a2a" or each.name in A2A, peers="a2a"
+    )
+
+
+def check_served(server: Running, path: str) -> None:
+    """Raises: Missing."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}").close()
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        raise Missing(f"it answers 404 at {path}") from error
+
+
 def cancel() -> Scenario:
     def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
         return cancelling.measure(bench.client, contestant, bench.scaled(300, 6), BUSY_STREAMS)
@@ -201,4 +238,6 @@ ALL: Final = [
     idle(),
     cancel(),
     start_up(),
+    a2a(1),
+    a2a(20),
 ]
