@@ -345,7 +345,8 @@ class Connection(TCPServer):
 
     async def _serve(self) -> None:
         self.deadline = trio.current_time() + self.limits.header_timeout
-        tune_listener(self.socket)
+        if not self.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE):
+            tune_listener(self.socket)  # a listening socket of ours has handed it down
         family = self.socket.family
         client = parse_socket_addr(family, self.socket.getpeername())
         server = parse_socket_addr(family, self.socket.getsockname())
@@ -567,6 +568,10 @@ class Connection(TCPServer):
             with suppress(OSError):
                 self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET)
         self.socket.close()
+        if not self.tls:
+            vars(self.stream)["aclose"] = (
+                _closed  # Trio's server closes once more, with a cancel scope and two checkpoints
+            )
         self._reading.cancel()
         self._sent.unpark_all()
         self._work.unpark_all()
@@ -738,7 +743,8 @@ class _WebSocket(_Application, WSStream):
         """Accepted, and no Close frame has been sent."""
         self.buffer.max_length = owner.limits.max_message_bytes
         self._early = bytearray()
-        self._deflates = False
+        self._extensions: list[Extension] = []
+        self._parser: WebSocketParser | None = None
         self._received = 0
         self._quiet = 0
         self._farewell = (1006, "")
@@ -762,8 +768,7 @@ class _WebSocket(_Application, WSStream):
         elif self.closed:
             pass
         elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
-            self.connection.receive_data(cast(Data, event).data)
-            await self._parse()
+            await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
             self._early += cast(Data, event).data
         else:
@@ -771,15 +776,53 @@ class _WebSocket(_Application, WSStream):
             await self.refuse(400, f"More than {EARLY_BYTES} bytes were sent before the WebSocket was accepted")
             await self.send(StreamClosed(self.stream_id))
 
-    async def _parse(self) -> None:
+    async def _receive(self, data: bytes) -> None:
+        """Take usual frames as they are; from the first other one on, wsproto reads."""
+        if self._parser is None:
+            data = await self._take_plain(data)
+            if not data or self.closed:
+                return
+            self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
+        self._parser.receive_data(data)
+        await self._parse(self._parser)
+
+    async def _take_plain(self, data: bytes) -> bytes:
+        """Returns what is left from the first frame on that takes a parser to read."""
+        limit = self.owner.limits.max_message_bytes
+        start = number = 0
+        while start < len(data) and not self.closed:
+            found = frames.plain_frame(data, start, limit)
+            if found is None:
+                return data[start:]
+            first, end, payload = found
+            if first == frames.TEXT:
+                try:
+                    text = payload.decode()
+                except UnicodeDecodeError:
+                    return data[start:]
+                if self.open and not self.inbox.put(
+                    {"type": "websocket.receive", "bytes": None, "text": text}, len(text)
+                ):
+                    await self.fail(1008, "too many unread messages")
+            elif first == frames.PING:
+                self.owner.pong(payload)
+            elif first == frames.CLOSE:
+                await self._left(int.from_bytes(payload) if payload else frames.NO_STATUS, "")
+            start = end
+            number += 1
+            if not number % EVENTS_PER_CHECKPOINT:
+                await trio.lowlevel.checkpoint()
+        return b""
+
+    async def _parse(self, parser: WebSocketParser) -> None:
         """Handle every frame received; let others run now and then, for a packet may hold ten thousand."""
-        for number, event in enumerate(self.connection.events(), 1):
+        for number, event in enumerate(parser.events(), 1):
             if isinstance(event, Message):
                 await self._take(event)
             elif isinstance(event, Ping):
                 self.owner.pong(bytes(event.payload))
             elif isinstance(event, CloseConnection):
-                await self._closing(event)
+                await self._closing(parser, event)
             if self.closed:
                 return
             if not number % EVENTS_PER_CHECKPOINT:
@@ -801,12 +844,15 @@ class _WebSocket(_Application, WSStream):
             if not self.inbox.put(message, size):
                 await self.fail(1008, "too many unread messages")
 
-    async def _closing(self, event: CloseConnection) -> None:
-        if self.connection.state is not ParserState.REMOTE_CLOSING:
+    async def _closing(self, parser: WebSocketParser, event: CloseConnection) -> None:
+        if parser.state is not ParserState.REMOTE_CLOSING:
             await self.fail(int(event.code), frames.REASONS.get(int(event.code), ""))
-            return
-        self._farewell = (int(event.code), event.reason or "")
-        self._send_close(*self._farewell)
+        else:
+            await self._left(int(event.code), event.reason or "")
+
+    async def _left(self, code: int, reason: str) -> None:
+        self._farewell = (code, reason)
+        self._send_close(code, reason)
         await self.send(StreamClosed(self.stream_id))
 
     async def fail(self, code: int, reason: str) -> None:
@@ -865,9 +911,10 @@ class _WebSocket(_Application, WSStream):
 
     def _write_all(self, payloads: Sequence[bytes], binary: bool) -> None:
         if self.open:
-            if self._deflates:
+            if self._extensions:
+                assert self._parser is not None
                 kind: Any = BytesMessage if binary else TextMessage
-                data = b"".join(self.connection.send(kind(p if binary else p.decode())) for p in payloads)
+                data = b"".join(self._parser.send(kind(p if binary else p.decode())) for p in payloads)
             else:
                 data = frames.frames(frames.BINARY if binary else frames.TEXT, payloads)
             if data:
@@ -880,7 +927,7 @@ class _WebSocket(_Application, WSStream):
         if self.open:
             if kind == "websocket.send":
                 text = message.get("text")
-                if self._deflates:
+                if self._extensions:
                     await self((text.encode() if text is not None else message["bytes"],), binary=text is None)
                     return
                 if text is not None:
@@ -915,29 +962,28 @@ class _WebSocket(_Application, WSStream):
         subprotocol = message.get("subprotocol")
         if subprotocol is not None and subprotocol not in (self.handshake.subprotocols or ()):
             raise ValueError(f"The client did not offer the subprotocol {subprotocol!r}")
-        extensions: list[Extension] = []
         headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
         headers.append((b"sec-websocket-accept", generate_accept_token(cast(bytes, self.handshake.key))))
         if subprotocol is not None:
             headers.append((b"sec-websocket-protocol", subprotocol.encode()))
         if self.owner.limits.compression and self.handshake.extensions:
-            extensions.append(frames.BoundedDeflate(self.owner.limits.max_message_bytes))
-            accepted = server_extensions_handshake(self.handshake.extensions, extensions)
+            extension = frames.BoundedDeflate(self.owner.limits.max_message_bytes)
+            accepted = server_extensions_handshake(self.handshake.extensions, [extension])
             if accepted:
-                self._deflates = True
+                self._extensions = [extension]
+                self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
                 headers.append((b"sec-websocket-extensions", accepted))
         headers.extend(message.get("headers") or ())
         await self.send(Response(stream_id=self.stream_id, status_code=101, headers=headers))
         self.handshake.accepted = True
-        self.connection = WebSocketParser(ConnectionType.SERVER, extensions)
         self.state = ASGIWebsocketState.CONNECTED
         self.open = True
         self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
         if self._early:
-            self.connection.receive_data(bytes(self._early))
+            early = bytes(self._early)
             self._early.clear()
-            await self._parse()
+            await self._receive(early)
 
 
 class _Http1(H11Protocol):
@@ -1187,6 +1233,10 @@ class _Http1(H11Protocol):
         if connection.trailing_data[0]:
             self.owner.wait_for(_Phase.HEAD, self.owner.limits.header_timeout)
             await self._contained(self._handle_events())
+
+
+async def _closed() -> None:
+    """What is left to do for a stream whose socket is closed."""
 
 
 def tune_listener(sock: stdlib_socket.socket | trio.socket.SocketType) -> None:

@@ -490,38 +490,37 @@ class Engine:
         began = trio.current_time()
         outcome: Outcome | None = None
         asked = False
-        with structlog.contextvars.bound_contextvars(
-            agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id
-        ):
+        # this task's own; it ends with the run, so nothing has to be unbound
+        structlog.contextvars.bind_contextvars(agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id)
+        try:
             try:
-                try:
-                    with run.scope:
-                        outcome = await self._execute(run)
-                    if run.asked is not None and run.stopped is None and run.log.failure is None:
-                        outcome = None
-                        asked = True
-                    elif run.scope.cancelled_caught:
-                        outcome = run.stopped or run.cut()
-                except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
-                    outcome = run.stopped or failure(error)
-                except BaseExceptionGroup as group:
-                    cancelled, rest = group.split(trio.Cancelled)
-                    if rest is not None:
-                        log.error("agent_failed_while_cancelled", exc_info=rest)
-                    if cancelled is not None:
-                        raise cancelled from None
-                    raise
-            finally:
-                if not run.begun:
-                    self._waiting -= 1
-                    if outcome is None and run.stopped is None and run.nursery is None and row.policy != "cancel":
-                        run.parked = True  # accepted, not begun: the next start takes it up
-                    run.begun = True
-                if run.stopped is not None and self._observer is not None:
-                    self._observer.cancelled(trio.current_time() - run.stopped_at)
-                if not asked:
-                    outcome = outcome or run.stopped or run.left()
-                await self._end(run, outcome, trio.current_time() - began)
+                with run.scope:
+                    outcome = await self._execute(run)
+                if run.asked is not None and run.stopped is None and run.log.failure is None:
+                    outcome = None
+                    asked = True
+                elif run.scope.cancelled_caught:
+                    outcome = run.stopped or run.cut()
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
+                outcome = run.stopped or failure(error)
+            except BaseExceptionGroup as group:
+                cancelled, rest = group.split(trio.Cancelled)
+                if rest is not None:
+                    log.error("agent_failed_while_cancelled", exc_info=rest)
+                if cancelled is not None:
+                    raise cancelled from None
+                raise
+        finally:
+            if not run.begun:
+                self._waiting -= 1
+                if outcome is None and run.stopped is None and run.nursery is None and row.policy != "cancel":
+                    run.parked = True  # accepted, not begun: the next start takes it up
+                run.begun = True
+            if run.stopped is not None and self._observer is not None:
+                self._observer.cancelled(trio.current_time() - run.stopped_at)
+            if not asked:
+                outcome = outcome or run.stopped or run.left()
+            await self._end(run, outcome, trio.current_time() - began)
 
     async def _execute(self, run: Run) -> Outcome:
         if run.turn is not None:

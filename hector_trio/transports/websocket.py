@@ -227,7 +227,7 @@ def binary_frame(line: bytes) -> bytes:
 
 
 class Socket:
-    """One connection: a reader and a sender in one nursery, in another around it the runs that die with it."""
+    """One connection and its one nursery: the reader, the sender, and the runs that die with it."""
 
     def __init__(self, services: Services, agent_id: str, wire: Wire) -> None:
         self._engine = services.engine
@@ -264,38 +264,33 @@ class Socket:
         """Whether a control frame was ever sent: then the socket stays open after its last task."""
         self._quiet_since: float | None = trio.current_time()
         self._nursery: trio.Nursery
-        self._runs: trio.Nursery
 
     async def serve(self) -> None:
         """Returns when both sides have nothing more to say; cancelled when the client has left."""
         try:
-            async with trio.open_nursery() as self._runs:
-                await self._talk()
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._send, name="sender")
+                await self._read()
         finally:
             left_at = self._scope.get(LEFT_AT)
             if left_at is not None and any(row.policy == "cancel" for row in self._started.values()):
                 self._metrics.cancelled(trio.current_time() - left_at)  # their runs have ended: so has the nursery
 
-    async def _talk(self) -> None:
+    async def _read(self) -> None:
         with self._metrics.stream("websocket"):
             self._engine.drain_wakeups.add(self._wakeup)
             try:
-                async with trio.open_nursery() as self._nursery:
-                    self._nursery.start_soon(self._send, name="sender")
-                    await self._read()
+                while True:
+                    message = await self._wire.receive()
+                    self._busy = self._heard = True
+                    await self._receive(message)
+                    self._busy = False
+                    self._wakeup.wake()
+                    while len(self._replies) + len(self._ends) > MAX_REPLIES:
+                        await self._room.park()
             finally:
                 self._engine.drain_wakeups.discard(self._wakeup)
                 self._leave()
-
-    async def _read(self) -> None:
-        while True:
-            message = await self._wire.receive()
-            self._busy = self._heard = True
-            await self._receive(message)
-            self._busy = False
-            self._wakeup.wake()
-            while len(self._replies) + len(self._ends) > MAX_REPLIES:
-                await self._room.park()
 
     def _leave(self) -> None:
         """Nobody watches from here any more, and what waits for input from here need not go on waiting."""
@@ -340,7 +335,7 @@ class Socket:
         self._check_room()
         self._check_write()
         order = Order(self._principal.owner, self._agent_id, request, "cancel")
-        accepted = await self._engine.submit(order, self._runs)
+        accepted = await self._engine.submit(order, self._nursery)
         started = accepted.how == "created"
         if started:
             self._started[accepted.task.task_id] = accepted.task
@@ -416,8 +411,8 @@ class Socket:
         check_content(frame.input)
         row = await self._find(frame.task_id)
         self._check_write()
-        row = await self._engine.answer(row, frame.input, self._runs)
-        if self._engine.runs_in(row, self._runs):
+        row = await self._engine.answer(row, frame.input, self._nursery)
+        if self._engine.runs_in(row, self._nursery):
             self._started[row.task_id] = row
         self._reply(encode(Ok("input", row.task_id, status=row.status, last_seq=row.last_seq)))
 
@@ -544,7 +539,7 @@ class Socket:
             code, deadline = self._verdict()
             if trio.current_time() >= deadline:
                 await self._wire.close(code)
-                self._runs.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
                 return
             self._idle = True
             try:
