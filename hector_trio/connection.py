@@ -19,8 +19,8 @@ import ssl
 import struct
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -61,6 +61,8 @@ LOGGER = logging.getLogger("hector_trio")
 
 MAX_RECV = 65536
 SENDS_PER_CHECKPOINT = 16
+MAX_CORKED = 16384
+"""Bytes of a frame that does not wait for others to leave with."""
 EVENTS_PER_CHECKPOINT = 32
 EARLY_BYTES = 32768
 """Bytes a client may send behind its upgrade request before it has been answered."""
@@ -309,6 +311,8 @@ class Connection(TCPServer):
         """Whether a byte of the peer's or of the application's moved since this was last reset."""
         self._heard = False
         self._unsent = bytearray()
+        self._corked: list[bytes] | None = None
+        """What is being collected for one write, while it is."""
         self._ahead = TLS_AHEAD if self.tls else 0
         self._pong: bytes | None = None
         self._budget = SENDS_PER_CHECKPOINT
@@ -449,6 +453,11 @@ class Connection(TCPServer):
         """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
         if self.gone or self.finishing:
             return
+        if self._corked is not None:
+            self._corked.append(data)
+            if len(data) > MAX_CORKED:
+                self._uncork([])
+            return
         if self._unsent or self.tls:
             self._unsent += data
             self._wake()
@@ -464,6 +473,29 @@ class Connection(TCPServer):
         if accepted < len(data):
             self._unsent += memoryview(data)[accepted:]
             self._wake()
+
+    @contextmanager
+    def corked(self) -> Iterator[None]:
+        """What is written inside leaves in one write, in order, at the end or when somebody waits for the socket."""
+        if self._corked is not None:
+            yield
+            return
+        self._corked = []
+        try:
+            yield
+        finally:
+            self._uncork(None)
+
+    def _uncork(self, then: list[bytes] | None) -> None:
+        corked, self._corked = self._corked, None
+        if corked:
+            self.write(b"".join(corked))
+        self._corked = then
+
+    @property
+    def full(self) -> bool:
+        """Whether `pace` would wait for the socket, or what was written went nowhere."""
+        return self.gone or self.finishing or len(self._unsent) > self._ahead
 
     def pong(self, payload: bytes) -> None:
         """Answer a ping; while the socket is full only the newest is answered (RFC 6455, 5.5.3), so none pile up."""
@@ -482,24 +514,28 @@ class Connection(TCPServer):
 
         A cancel leaves what was written queued, complete and in order.
         """
+        self._budget -= sends
+        if self._budget > 0 and not self.full:
+            self.moved = True
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        self._budget = SENDS_PER_CHECKPOINT
+        if self._corked:
+            self._uncork([])
         if self.gone or self.finishing:
             await trio.lowlevel.checkpoint()
-            return
-        if len(self._unsent) > self._ahead:
+        elif len(self._unsent) > self._ahead:
             await self._sent.park()
-            return
-        self.moved = True
-        self._budget -= sends
-        if self._budget > 0:
-            await trio.lowlevel.checkpoint_if_cancelled()
         else:
-            self._budget = SENDS_PER_CHECKPOINT
+            self.moved = True
             await trio.lowlevel.checkpoint()
 
     def finish(self) -> None:
         """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
         if self.gone or self.finishing:
             return
+        if self._corked:
+            self._uncork(None)
         self.finishing = True
         self.phase = _Phase.LINGER
         if self._unsent:
@@ -706,6 +742,8 @@ class _WebSocket(_Application, WSStream):
         self._received = 0
         self._quiet = 0
         self._farewell = (1006, "")
+        self.on_gone: Callable[[int], None] | None = None
+        """Called once, with the code, when no message of the client can come any more, however many are unread."""
 
     # ---- from the client
 
@@ -717,6 +755,8 @@ class _WebSocket(_Application, WSStream):
                 self.open = False
                 code, reason = self._farewell
                 self.inbox.close({"type": "websocket.disconnect", "code": code, "reason": reason})
+                if self.on_gone is not None:
+                    self.on_gone(code)
         elif kind is not Data:
             await super().handle(event)
         elif self.closed:
@@ -788,26 +828,52 @@ class _WebSocket(_Application, WSStream):
     # ---- from the application
 
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
-        scope["extensions"]["hector.send_many"] = self.send_many
+        scope["extensions"]["hector.send_many"] = self
         return await super().spawn_app(app, config, scope, send)
 
-    async def send_many(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
+    def is_own(self, receive: object, send: object) -> bool:
+        """Whether the application was given these two by this stream, with nothing in between."""
+        return receive == self.receive and send == self.app_send
+
+    def corked(self) -> AbstractContextManager[None]:
+        """Messages sent inside leave in one write, at the end or when the application is made to wait."""
+        return self.owner.corked()
+
+    async def __call__(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
         """Send one message for each payload (text must be UTF-8), all in one write.
 
         Waits only for what the socket did not take, at most `send_timeout` without progress. Once the socket is closing
         or gone it sends nothing and returns after a checkpoint: the end of the connection is told elsewhere. A cancel
         leaves all of it queued. RuntimeError before the WebSocket is accepted.
         """
+        self._write_all(payloads, binary)
+        await self.owner.pace(len(payloads))
+
+    def send_now(self, payloads: Sequence[bytes]) -> bool:
+        """The same for text, without waiting. False: the socket did not take it all, so nothing more is to be sent
+        before an empty `send_many` has returned."""
+        self._write_all(payloads, False)
+        if self.owner.full:
+            return False
+        self.owner.moved = True
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether `send_now` would only queue."""
+        return self.owner.full
+
+    def _write_all(self, payloads: Sequence[bytes], binary: bool) -> None:
         if self.open:
             if self._deflates:
                 kind: Any = BytesMessage if binary else TextMessage
                 data = b"".join(self.connection.send(kind(p if binary else p.decode())) for p in payloads)
             else:
                 data = frames.frames(frames.BINARY if binary else frames.TEXT, payloads)
-            self.owner.write(data)
+            if data:
+                self.owner.write(data)
         elif self.state is ASGIWebsocketState.HANDSHAKE:
             raise RuntimeError("The WebSocket has not been accepted")
-        await self.owner.pace(len(payloads))
 
     async def app_send(self, message: Any) -> None:
         kind = message["type"]
@@ -815,9 +881,7 @@ class _WebSocket(_Application, WSStream):
             if kind == "websocket.send":
                 text = message.get("text")
                 if self._deflates:
-                    await self.send_many(
-                        (text.encode() if text is not None else message["bytes"],), binary=text is None
-                    )
+                    await self((text.encode() if text is not None else message["bytes"],), binary=text is None)
                     return
                 if text is not None:
                     self.owner.write(frames.frame(frames.TEXT, text.encode()))

@@ -7,7 +7,7 @@ import heapq
 import math
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, Protocol
 
@@ -743,8 +743,10 @@ class Engine:
             raise StoreUnavailable(detail, task_id=row.task_id)
         return run.row if run.request is not None else await self.store.get_task_by_key(row.key) or row
 
-    def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None, *, viewer: bool = False) -> Follower:
-        """A reader of the task's log beyond ``after``; a context manager."""
+    def follow(
+        self, row: TaskRow, after: int = 0, alarm: Callable[[], None] | None = None, *, viewer: bool = False
+    ) -> Follower:
+        """A reader of the task's log beyond ``after``; a context manager. ``alarm``: see ``Follower``."""
 
         def live() -> TaskLog | None:
             log = self._logs.get(row.key)
@@ -754,7 +756,7 @@ class Engine:
                     self._dismiss_readers(row.key)
             return log
 
-        return Follower(self.store, row, live, after=after, wakeup=wakeup, viewer=viewer)
+        return Follower(self.store, row, live, after=after, alarm=alarm, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
         """The last committed seq: what the row says, or what is known here, whichever is newer."""

@@ -22,6 +22,8 @@ from tests.serving import Served, serving, settings_of
 from tests.sockets import RawPeer, connect_raw, connected, raw
 from tests.test_cli import served
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 Moment = Literal["before the first token", "between tokens", "in the queue", "waiting for input", "just ended"]
 MOMENTS: tuple[Moment, ...] = (
     "before the first token", "between tokens", "in the queue", "waiting for input", "just ended",

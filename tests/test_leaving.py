@@ -17,6 +17,8 @@ from tests.fake_model import FakeModel, says, serve_fake_model, silent, stalls
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected, raw
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def with_model(fake: FakeModel, limits: Limits | None = None) -> Settings:
     return settings_of(
