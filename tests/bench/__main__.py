@@ -27,7 +27,8 @@ def chosen(wanted: str, name: str) -> bool:
 
 def measure(scenario: Scenario, bench: Bench, taking_part: list[Contestant], rounds: int) -> report.Rounds:
     measured: dict[str, list[list[float]]] = {each.name: [] for each in taking_part}
-    for number in range(0 if scenario.warm else 1, rounds + 1):
+    warm = scenario.warm and rounds > 1
+    for number in range(0 if warm else 1, rounds + 1):
         for each in taking_part if number % 2 else reversed(taking_part):
             if each.name in measured:
                 try:
@@ -43,7 +44,7 @@ def measure(scenario: Scenario, bench: Bench, taking_part: list[Contestant], rou
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="after one that warms up, if more than 1")
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and durations")
     parser.add_argument(
         "--scenarios", default="", help=f"separated by commas: {', '.join(each.name for each in scenarios.ALL)}"

@@ -88,7 +88,7 @@ def main(store: str) -> None:
     answering = DefaultRequestHandler(Burst(), tasks, card(port))
     app = Starlette(routes=create_jsonrpc_routes(answering, "/a2a/burst"), lifespan=ready)
     print(port, flush=True)
-    uvicorn.run(app, fd=sock.fileno(), log_level="error")
+    uvicorn.Server(uvicorn.Config(app, log_level="error")).run([sock])  # given as ``fd``, it would not be TCP to it
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@
      post    AMOUNT times POST BODY to TARGET, over STREAMS connections that stay open
      sse     STREAMS times POST BODY at once, each answer is read to its end and must have AMOUNT pieces of text
 
-   PID is the server's process, whose CPU time (all its threads) is told for the measured stretch. Times are
-   CLOCK_MONOTONIC. A chunk of `paced` has in its text @ and the time of its tick in nanoseconds. A piece of text of `sse` is PIECE, so that it
+   PID is the server's process, whose CPU time (all its threads) is told for the measured stretch, beside this
+   process's own since its start. Times are CLOCK_MONOTONIC. A chunk of `paced` has in its text @ and the time of its tick in nanoseconds. A piece of text of `sse` is PIECE, so that it
    does not matter how many of them an event has. */
 
 #define _GNU_SOURCE
@@ -353,6 +353,7 @@ static void turn_for(uint64_t nanoseconds) {
 static void print_rate(const char *of, long count, uint64_t begun, double cpu) {
     double seconds = (double)(now() - begun) / 1e9;
     printf("\"%s\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.3f", of, count, seconds, cpu_seconds() - cpu);
+    printf(", \"client_seconds\": %.6f", (double)clock() / CLOCKS_PER_SEC);
 }
 
 static void burst(void) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ class Client:
         if done.returncode:
             raise SystemExit(f"{server.contestant.name}, {scenario}: {done.stderr.strip()}")
         found: dict[str, float] = json.loads(done.stdout)
+        if found.get("client_seconds", 0) > 0.8 * found.get("seconds", 0):
+            print(f"{server.contestant.name}, {scenario}: the client may have been the bottleneck", file=sys.stderr)
         return found
 
     @contextmanager

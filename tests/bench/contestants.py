@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,7 +17,8 @@ from typing import Final, NamedTuple
 class Contestant(NamedTuple):
     name: str
     family: str
-    """``ours``, ``peer`` (WebSockets and REST under uvicorn), ``a2a`` (the official SDK's server)."""
+    """``ours``, ``peer`` (WebSockets and REST under uvicorn), ``other`` (beside the peers, where its package happens to
+    be installed; ratios do not refer to it), ``a2a`` (the official SDK's server)."""
     command: list[str]
     """Module and arguments; ``{tmp}`` is a folder of its own."""
 
@@ -28,6 +30,12 @@ STORES: Final = {
 }
 """Arguments of our server; ``full`` is SQLite with ``durability: full``."""
 
+UVLOOP: Final = (
+    [Contestant("uvicorn-uvloop", "other", ["tests.bench.starlette_app", "websockets-sansio", "uvloop"])]
+    if find_spec("uvloop")
+    else []
+)
+
 ALL: Final = [
     *(Contestant(f"ours-{store}", "ours", ["tests.bench.ours", *each]) for store, each in STORES.items()),
     *(
@@ -36,6 +44,7 @@ ALL: Final = [
     ),
     Contestant("uvicorn-websockets", "peer", ["tests.bench.starlette_app", "websockets"]),
     Contestant("uvicorn-sansio", "peer", ["tests.bench.starlette_app", "websockets-sansio"]),
+    *UVLOOP,
     Contestant("a2a-sdk-memory", "a2a", ["tests.bench.a2a_sdk", "memory"]),
     Contestant("a2a-sdk-sqlite", "a2a", ["tests.bench.a2a_sdk", "{tmp}/bench.db"]),
 ]

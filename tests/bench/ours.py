@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import trio
+from quart_trio import QuartTrio
 
 from hector_trio import connection
 from hector_trio.agents import Agent, AgentInfo, Context
@@ -65,15 +65,14 @@ def settings(store: str, durability: str) -> Settings:
     )
 
 
-def hook(app: Any) -> None:
-    """Gives the Quart application a hook that does nothing, where it can be reached."""
+def hook(quart: QuartTrio) -> None:
+    """A hook that does nothing."""
 
     async def nothing() -> None:
         return None
 
-    if (quart := getattr(app, "quart", None)) is not None:
-        quart.before_websocket(nothing)
-        quart.before_request(nothing)
+    quart.before_websocket(nothing)
+    quart.before_request(nothing)
 
 
 async def serve(
@@ -84,9 +83,8 @@ async def serve(
     configure_logs(chosen)
     sys.setswitchinterval(0.0005)  # as ``server.run``
     ticker = Ticker()
-    async with open_app(chosen, agents(ticker)) as app, trio.open_nursery() as nursery:
-        if quart:
-            hook(app)
+    prepare = [hook] if quart else []
+    async with open_app(chosen, agents(ticker), prepare) as app, trio.open_nursery() as nursery:
         nursery.start_soon(ticker.run)
         await connection.serve(
             app,

@@ -118,14 +118,8 @@ def main(ws: str, loop: str = "asyncio") -> None:
     app = Starlette(routes=routes, lifespan=ticking)
     sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(sock.getsockname()[1], flush=True)
-    uvicorn.run(
-        app,
-        fd=sock.fileno(),
-        ws=ws,
-        loop=loop,
-        log_level="error",
-        ws_per_message_deflate=False,
-    )
+    config = uvicorn.Config(app, ws=ws, loop=loop, log_level="error", ws_per_message_deflate=False)
+    uvicorn.Server(config).run([sock])  # given as ``fd``, it would be taken for a Unix socket: no TCP_NODELAY
 
 
 if __name__ == "__main__":
