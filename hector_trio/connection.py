@@ -132,6 +132,16 @@ class Inbox(Generic[_T]):
     Putting never waits, so that whoever puts also notices the end of the connection. Not for several receivers.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_items",
+        "_last",
+        "_max_bytes",
+        "_max_items",
+        "_taken",
+        "bytes",
+    )
+
     def __init__(self, max_items: float, max_bytes: float) -> None:
         self.bytes = 0
         self._items: deque[tuple[_T, int]] = deque()
@@ -139,7 +149,7 @@ class Inbox(Generic[_T]):
         self._max_bytes = max_bytes
         self._last: tuple[_T] | None = None
         self._arrived = trio.lowlevel.ParkingLot()
-        self._taken = trio.lowlevel.ParkingLot()
+        self._taken: trio.lowlevel.ParkingLot | None = None
 
     def put(self, item: _T, size: int = 0) -> bool:
         """Add *item* of *size* bytes; False, and nothing is kept, if that would pass a limit or after `close`."""
@@ -155,7 +165,8 @@ class Inbox(Generic[_T]):
         if self._last is None:
             self._last = (last,)
             self._arrived.unpark_all()
-            self._taken.unpark_all()
+            if self._taken is not None:
+                self._taken.unpark_all()
 
     async def receive(self) -> _T:
         """Take the oldest item, waiting for one. A cancel takes nothing."""
@@ -167,13 +178,14 @@ class Inbox(Generic[_T]):
             await self._arrived.park()
         item, size = self._items.popleft()
         self.bytes -= size
-        if self._taken:
+        if self._taken is not None:
             self._taken.unpark_all()
         return item
 
     async def wait_below(self, limit: int) -> None:
         """Wait until at most *limit* bytes are unread, or the inbox is closed."""
         while self.bytes > limit and self._last is None:
+            self._taken = self._taken or trio.lowlevel.ParkingLot()
             await self._taken.park()
 
 
@@ -316,8 +328,8 @@ class Connection(TCPServer):
         self._ahead = TLS_AHEAD if self.tls else 0
         self._pong: bytes | None = None
         self._budget = SENDS_PER_CHECKPOINT
-        self._sent = trio.lowlevel.ParkingLot()
-        self._work = trio.lowlevel.ParkingLot()
+        self._sent: trio.lowlevel.ParkingLot | None = None
+        self._work: trio.lowlevel.ParkingLot | None = None
         self._flushing = False
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery
@@ -526,6 +538,7 @@ class Connection(TCPServer):
         if self.gone or self.finishing:
             await trio.lowlevel.checkpoint()
         elif len(self._unsent) > self._ahead:
+            self._sent = self._sent or trio.lowlevel.ParkingLot()
             await self._sent.park()
         else:
             self.moved = True
@@ -573,8 +586,9 @@ class Connection(TCPServer):
                 _closed  # Trio's server closes once more, with a cancel scope and two checkpoints
             )
         self._reading.cancel()
-        self._sent.unpark_all()
-        self._work.unpark_all()
+        for waiting in (self._sent, self._work):
+            if waiting is not None:
+                waiting.unpark_all()
 
     def _send_end(self) -> None:
         try:
@@ -585,9 +599,9 @@ class Connection(TCPServer):
             self.deadline = trio.current_time() + self.limits.linger_timeout
 
     def _wake(self) -> None:
-        if self._flushing:
+        if self._work is not None:
             self._work.unpark_all()
-        else:
+        elif not self._flushing:
             self._flushing = True
             self.spawn(self._flush, "flusher")
 
@@ -600,10 +614,12 @@ class Connection(TCPServer):
                     payload, self._pong = self._pong, None
                     self._unsent += frames.frame(frames.PONG, payload)
                     continue
-                self._sent.unpark_all()
+                if self._sent is not None:
+                    self._sent.unpark_all()
                 if self.finishing:
                     self._send_end()
                     return
+                self._work = self._work or trio.lowlevel.ParkingLot()
                 await self._work.park()
                 deadline = trio.current_time() + self.limits.send_timeout
                 continue

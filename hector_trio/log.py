@@ -103,6 +103,46 @@ class TaskLog:
     for input between them. Whoever reads before the answer goes on reading after it.
     """
 
+    __slots__ = (
+        "_change",
+        "_emits",
+        "_final_queued",
+        "_flying",
+        "_flying_final",
+        "_flying_message",
+        "_max_chunk",
+        "_max_log",
+        "_max_text",
+        "_max_uncommitted",
+        "_message",
+        "_paused_at",
+        "_pending",
+        "_pending_bytes",
+        "_progress",
+        "_seq",
+        "_tail",
+        "_tail_bytes",
+        "_tail_first",
+        "_tail_size",
+        "_text_head",
+        "_unsaid",
+        "_writer",
+        "committed",
+        "failure",
+        "final_seq",
+        "fold",
+        "folded",
+        "instance",
+        "key",
+        "lost",
+        "on_readers",
+        "on_refused",
+        "readers",
+        "status",
+        "task_id",
+        "viewers",
+    )
+
     def __init__(
         self,
         row: TaskRow,
@@ -457,6 +497,21 @@ class Follower:
     every commit, so it must not wait, raise, or come or go as a reader. A ``viewer`` is somebody who watches: a task
     whose policy is a grace goes on while it has one.
     """
+
+    __slots__ = (
+        "_final_seq",
+        "_live",
+        "_log",
+        "_rest",
+        "_row",
+        "_store",
+        "after",
+        "alarm",
+        "failure",
+        "task_id",
+        "viewer",
+        "wakeup",
+    )
 
     def __init__(
         self,

@@ -155,6 +155,15 @@ class BinaryFrame(bytes):
 class View:
     """A task that this socket follows."""
 
+    __slots__ = (
+        "_lag",
+        "binary",
+        "credit",
+        "follower",
+        "pauses",
+        "window",
+    )
+
     def __init__(self, follower: Follower, viewing: Viewing) -> None:
         self.follower = follower
         self.binary = viewing.binary
@@ -229,6 +238,33 @@ def binary_frame(line: bytes) -> bytes:
 class Socket:
     """One connection and its one nursery: the reader, the sender, and the runs that die with it."""
 
+    __slots__ = (
+        "_agent_id",
+        "_alarm",
+        "_answering",
+        "_binary",
+        "_busy",
+        "_controlled",
+        "_ends",
+        "_engine",
+        "_heard",
+        "_idle",
+        "_limits",
+        "_metrics",
+        "_nursery",
+        "_owed",
+        "_principal",
+        "_quiet_since",
+        "_replies",
+        "_room",
+        "_scope",
+        "_started",
+        "_views",
+        "_waited",
+        "_wakeup",
+        "_wire",
+    )
+
     def __init__(self, services: Services, agent_id: str, wire: Wire) -> None:
         self._engine = services.engine
         self._limits = services.settings.limits
@@ -250,7 +286,7 @@ class Socket:
         """Said before the chunks of a round are read: an ``ok`` stands before what it begins, after what it ends."""
         self._ends: list[bytes] = []
         """Answers to cancels, said after the chunks of a round, among them the final ones."""
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.lowlevel.ParkingLot | None = None
         self._busy = False
         """Whether a frame is being worked on."""
         self._binary = False
@@ -269,6 +305,7 @@ class Socket:
         """Returns when both sides have nothing more to say; cancelled when the client has left."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self._wire.tie(self._nursery.cancel_scope)
                 self._nursery.start_soon(self._send, name="sender")
                 await self._read()
         finally:
@@ -287,6 +324,7 @@ class Socket:
                     self._busy = False
                     self._wakeup.wake()
                     while len(self._replies) + len(self._ends) > MAX_REPLIES:
+                        self._room = self._room or trio.lowlevel.ParkingLot()
                         await self._room.park()
             finally:
                 self._engine.drain_wakeups.discard(self._wakeup)
@@ -525,7 +563,8 @@ class Socket:
                         break  # those served stand at the end by now, so the others come next
             frames += self._ends
             self._ends = []
-            self._room.unpark_all()
+            if self._room is not None:
+                self._room.unpark_all()
             if frames:
                 self._quiet_since = None
                 began = trio.current_time()

@@ -66,11 +66,14 @@ class ServerStream(Protocol):
 
 
 class Wire(Protocol):
-    """An accepted WebSocket. ``receive`` is cancelled when the client has left."""
+    """An accepted WebSocket."""
 
     scope: dict[str, Any]
     now: ServerStream | None
     """Where frames can be sent without waiting, if they can."""
+
+    def tie(self, scope: trio.CancelScope) -> None:
+        """Has *scope* cancelled when the client has left, if whoever called has not been given one for that."""
 
     async def receive(self) -> str | bytes: ...
 
@@ -90,6 +93,9 @@ class QuartWire:
         stream: ServerStream | None = (self.scope.get("extensions") or {}).get(SEND_MANY)
         self._corked: Callable[[], AbstractContextManager[None]] = nullcontext if stream is None else stream.corked
 
+    def tie(self, scope: trio.CancelScope) -> None:
+        """Quart's nursery around everything is cancelled."""
+
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
         send = self._websocket.send
         with self._corked():
@@ -103,20 +109,34 @@ class QuartWire:
 class DirectWire:
     """Beside Quart: frames go to the server's stream as they are."""
 
-    def __init__(
-        self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send, gone: Callable[[int], None]
-    ) -> None:
+    __slots__ = ("_gone", "_present", "_receive", "_send", "now", "scope", "send_many")
+
+    def __init__(self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.now: ServerStream | None = stream
         self.send_many = stream
         self._receive = receive
         self._send = send
-        self._gone = gone
+        self._gone = False
+        self._present: trio.CancelScope | None = None
+        stream.on_gone = self._left
+
+    def tie(self, scope: trio.CancelScope) -> None:
+        self._present = scope
+        if self._gone:
+            scope.cancel()
+
+    def _left(self, code: int) -> None:
+        if not self._gone:
+            self._gone = True
+            self.scope[CLOSE_CODE], self.scope[LEFT_AT] = code, trio.current_time()
+            if self._present is not None:
+                self._present.cancel()
 
     async def receive(self) -> str | bytes:
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            self._gone(message.get("code", 1005))  # told here only if the client had left before anybody could be told
+            self._left(message.get("code", 1005))  # told here only if the client had left before anybody could be told
             await trio.sleep_forever()  # and is cancelled
         data: bytes | None = message.get("bytes")
         text: str = message.get("text")
@@ -164,16 +184,9 @@ class Shortcut:
     ) -> None:
         scope[ROUTE] = STREAM
         await receive()  # websocket.connect
-        with trio.CancelScope() as present:
-
-            def gone(code: int) -> None:
-                if not present.cancel_called:
-                    scope[CLOSE_CODE], scope[LEFT_AT] = code, trio.current_time()
-                    present.cancel()
-
-            stream.on_gone = gone
-            await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
-            await self._serve(DirectWire(scope, stream, receive, send, gone), agent_id)
+        wire = DirectWire(scope, stream, receive, send)
+        await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
+        await self._serve(wire, agent_id)
 
 
 def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
