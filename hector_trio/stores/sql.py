@@ -34,7 +34,7 @@ from hector_trio.stores import (
 )
 from hector_trio.stores.readers import Readers
 from hector_trio.stores.rules import Quota, check_appends, time_of
-from hector_trio.stores.schema import HEAD, instances
+from hector_trio.stores.schema import HEAD, instances, tables
 from hector_trio.stores.writer import Writer
 from hector_trio.task import TaskRow
 
@@ -113,7 +113,9 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
 
         def begin(connection: Connection) -> None:
             with connection.begin():
-                if version != HEAD:
+                if version is None:
+                    _make(connection)
+                elif version != HEAD:
                     _migrate(connection, path, version)
                 connection.execute(delete(instances).where(instances.c.id == instance))
                 connection.execute(insert(instances).values(mine))
@@ -132,8 +134,19 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
     return _Opened(path, kept, writing, reading)
 
 
-def _migrate(connection: Connection, path: Path, version: str | None) -> None:
-    """Brings the schema to ``HEAD`` in the transaction of ``connection``."""
+def _make(connection: Connection) -> None:
+    """Makes the tables of a new file as the migrations would, and says so: importing alembic takes longer than all."""
+    tables.create_all(connection, checkfirst=False)
+    connection.exec_driver_sql(
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    )
+    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    sqlite.mark(connection)
+
+
+def _migrate(connection: Connection, path: Path, version: str) -> None:
+    """Brings an older schema to ``HEAD`` in the transaction of ``connection``."""
     # imported here: a store that is up to date starts without alembic
     from alembic import command
     from alembic.config import Config
@@ -143,16 +156,14 @@ def _migrate(connection: Connection, path: Path, version: str | None) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    if version is not None:
-        try:
-            ScriptDirectory.from_config(config).get_revision(version)
-        except CommandError:
-            raise StartError(
-                f"The store {path} was written by a newer version (schema {version}, this version knows {HEAD})"
-            ) from None
+    try:
+        ScriptDirectory.from_config(config).get_revision(version)
+    except CommandError:
+        raise StartError(
+            f"The store {path} was written by a newer version (schema {version}, this version knows {HEAD})"
+        ) from None
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    sqlite.mark(connection)
 
 
 class SqlStore:
