@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -124,11 +125,11 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
             with writing.connect() as connection:
                 try:
                     begin(connection)
-                except DBAPIError as error:
-                    if not sqlite.settle(connection, path, error):
+                except (DBAPIError, sqlite3.Error) as error:
+                    if not sqlite.Settler(path)(connection, error):
                         raise
                     begin(connection)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             raise sqlite.start_error(path, error) from error
         kept = stack.pop_all()
     return _Opened(path, kept, writing, reading)
@@ -173,11 +174,9 @@ class SqlStore:
         self._instance = instance
         self._opened = opened
         self._quota = Quota()
-        self._appender = sql_tasks.Appender(opened.writing.dialect)
+        self._appender = sql_tasks.Appender()
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
-        self._writer = Writer(
-            opened.writing.connect, sqlite.meaning, lambda c, error: sqlite.settle(c, opened.path, error)
-        )
+        self._writer = Writer(opened.writing.connect, sqlite.meaning, sqlite.Settler(opened.path))
 
     @property
     def on_commit(self) -> Callable[[float, int], None] | None:

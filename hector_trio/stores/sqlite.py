@@ -86,9 +86,14 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
             connection.execute(f"PRAGMA {pragma}").close()
 
     # IMMEDIATE: a transaction that began as a reader and then writes fails when somebody wrote in between
-    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+    statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
+
+    def begin(connection: Connection) -> None:
+        # past SQLAlchemy, which takes longer for it than SQLite does
+        connection.connection.driver_connection.execute(statement).close()  # type: ignore[union-attr]
+
     event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    event.listen(engine, "begin", begin)
     return engine
 
 
@@ -104,29 +109,32 @@ _SETTLE_MS = 20
 """How long emptying that log waits for whoever still reads from it: it is tried again after the next transaction."""
 
 
-def settle(connection: Connection, path: Path, error: Exception | None) -> bool:
-    """Between two transactions of the writer: gives back the space of the write-ahead log where the disk needs it.
+class Settler:
+    """Gives back the space of the write-ahead log where the disk needs it, between two transactions of the writer."""
 
-    The file may grow by as much as the log has, and a log that no longer fits into it can never be given back: so it
-    goes there while there is room for both. ``error`` is what undid the transaction before. Returns whether that is
-    worth another try: the disk was full, and the log has been emptied. Raises nothing.
-    """
-    wal = path.with_name(path.name + "-wal")
-    try:
-        before = wal.stat().st_size
-        disk = os.statvfs(wal)
-        roomy = disk.f_bavail * disk.f_frsize >= _SPARE * before
-        if before == 0 or (roomy if error is None else not is_full(error)):
-            return False
-        driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA busy_timeout={_SETTLE_MS}").close()
+    def __init__(self, path: Path) -> None:
+        self._wal = f"{path}-wal"
+
+    def __call__(self, connection: Connection, error: Exception | None) -> bool:
+        """The file may grow by as much as the log has, and a log that no longer fits into it can never be given back:
+        so it goes there while there is room for both. ``error`` is what undid the transaction before. Returns whether
+        that is worth another try: the disk was full, and the log has been emptied. Raises nothing.
+        """
         try:
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-        finally:
-            driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").close()
-        return wal.stat().st_size < before
-    except (OSError, sqlite3.Error, SQLAlchemyError):
-        return False
+            before = os.stat(self._wal).st_size
+            disk = os.statvfs(self._wal)
+            roomy = disk.f_bavail * disk.f_frsize >= _SPARE * before
+            if before == 0 or (roomy if error is None else not is_full(error)):
+                return False
+            driver: Any = connection.connection.driver_connection
+            driver.execute(f"PRAGMA busy_timeout={_SETTLE_MS}").close()
+            try:
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            finally:
+                driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").close()
+            return os.stat(self._wal).st_size < before
+        except (OSError, sqlite3.Error, SQLAlchemyError):
+            return False
 
 
 def is_full(error: Exception) -> bool:
