@@ -33,6 +33,7 @@ from hector_trio.stores import (
     sql_tasks,
     sqlite,
 )
+from hector_trio.stores.checkpoints import Checkpoints
 from hector_trio.stores.readers import Readers
 from hector_trio.stores.rules import Quota, check_appends, time_of
 from hector_trio.stores.schema import HEAD, instances, tables
@@ -71,7 +72,7 @@ async def open_sql(
     finally:
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await store._close()
-        if store._writer.has_ended:
+        if store._writer.has_ended and store._checkpoints.has_ended:
             opened.stack.close()
 
 
@@ -126,7 +127,7 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
                 try:
                     begin(connection)
                 except (DBAPIError, sqlite3.Error) as error:
-                    if not sqlite.Settler(path)(connection, error):
+                    if not Checkpoints(path)(connection, error):
                         raise
                     begin(connection)
         except (DBAPIError, sqlite3.Error) as error:
@@ -176,7 +177,8 @@ class SqlStore:
         self._quota = Quota()
         self._appender = sql_tasks.Appender()
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
-        self._writer = Writer(opened.writing.connect, sqlite.meaning, sqlite.Settler(opened.path))
+        self._checkpoints = Checkpoints(opened.path)
+        self._writer = Writer(opened.writing.connect, sqlite.meaning, self._checkpoints)
 
     @property
     def on_commit(self) -> Callable[[float, int], None] | None:
@@ -194,6 +196,7 @@ class SqlStore:
         with suppress(StoreUnavailable):
             await self._writer.run(lambda c: c.execute(mine))
         await self._writer.close()
+        await trio.to_thread.run_sync(self._checkpoints.close, abandon_on_cancel=True)
         await self._readers.close()
 
     async def _read(self, read: Callable[[Connection], R]) -> R:

@@ -63,9 +63,7 @@ async def test_a_new_store_is_what_the_migrations_make(sql: SqlStore, tmp_path: 
 
     def read(path: Path) -> dict[str, str]:
         with sqlite.open_engine(path, "process", writes=False).connect() as connection:
-            return {
-                name: " ".join(str(text).split()) for name, text in connection.exec_driver_sql(query).fetchall()
-            }
+            return {name: " ".join(str(text).split()) for name, text in connection.exec_driver_sql(query).fetchall()}
 
     def compare() -> None:
         migrate(tmp_path / "migrated.db", "head")

@@ -260,10 +260,25 @@ def statements(sql: SqlStore) -> Iterator[list[str]]:
 
 
 async def test_a_batch_is_one_statement_for_the_rows_and_one_for_the_segments(sql: SqlStore) -> None:
-    keys = [(await accept(sql, f"t{n}")).key for n in range(50)]
-    with statements(sql) as said:
-        assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
-    assert [text.split()[0] for text in said] == ["BEGIN", "UPDATE", "INSERT"]
+    keys = [(await accept(sql, f"t{n}")).key for n in range(64)]
+    said: list[str] = []
+    await sql._writer.run(lambda c: c.connection.driver_connection.set_trace_callback(said.append))  # type: ignore[union-attr]
+    assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
+    said = [text.split()[0] for text in said if not text.startswith("--")]
+    assert said[said.index("BEGIN") :] == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
+
+
+async def test_a_batch_of_any_size_is_written_whole_or_not_at_all(sql: SqlStore) -> None:
+    keys = [(await accept(sql, f"t{n}")).key for n in range(600)]
+    at = dict.fromkeys(keys, 0)
+    for size in (1, 2, 3, 63, 255, 256, 257, 600):
+        assert await sql.append([chunks(key, at[key] + 1, b"x") for key in keys[-size:]]) == frozenset()
+        at.update((key, at[key] + 1) for key in keys[-size:])
+    assert len(await sql.read_log(keys[-1], 0, 9)) == 8
+    stale = [chunks(key, 99 if key == keys[300] else 2, b"y") for key in keys[:343]]
+    assert await sql.append(stale) == {keys[300]}
+    assert [segment.data for segment in await sql.read_log(keys[0], 0, 9)] == [b"x", b"y"]
+    assert [segment.data for segment in await sql.read_log(keys[300], 0, 9)] == [b"x"]
 
 
 async def test_a_page_of_large_items_reads_no_more_than_it_gives_and_one(sql: SqlStore) -> None:

@@ -25,7 +25,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
-from hector_trio.stores import Change, Page, Segment, Store
+from hector_trio.stores import Change, Page, Segment, Store, checkpoints
 from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
@@ -758,7 +758,11 @@ async def test_of_the_logs_of_tasks_that_ended_long_ago_only_the_end_is_kept(sto
     assert await store.sweep(now=NOW + 5000, tasks_ended_before=NOW + 20, limit=9, logs_ended_before=NOW + 20) == 2
 
 
-async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store) -> None:
+async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the log before the file has a bound of its own
+    monkeypatch.setattr(checkpoints, "STEP", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LIMIT", 4 << 20)
+
     async def ended_and_gone(task_id: str) -> None:
         row = await accept(store, task_id)
         for n in range(5):
