@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -583,10 +584,16 @@ def run(
 ) -> None:
     """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then)."""
 
+    def ready(serving: Serving) -> None:
+        # Modules and tables stay: no collection, which stops everything, has to look through them again.
+        gc.freeze()
+        gc.enable()
+        started(serving)
+
     async def main() -> None:
         stop = trio.Event()
         with _signals(stop):
-            await serve(settings, agents, prepare=prepare, stop=stop, task_status=Tell(started))
+            await serve(settings, agents, prepare=prepare, stop=stop, task_status=Tell(ready))
 
     # The store's thread and the loop share one interpreter lock: at Python's 5 ms a cancel waits for commits.
     sys.setswitchinterval(0.0005)

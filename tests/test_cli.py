@@ -723,6 +723,17 @@ async def test_help_waits_for_nothing_but_click() -> None:
     assert done.stdout.decode().strip() == "set()"
 
 
+async def test_a_command_imports_no_other_and_the_dialects_of_no_other_database() -> None:
+    code = (
+        "import sys, hector_trio.cli; from hector_trio.stores import sql\n"
+        "hector_trio.cli.hector.get_command(None, 'list')\n"
+        "unwanted = ('hector_trio.cli.', 'sqlalchemy.dialects.p', 'alembic')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(unwanted)))"
+    )
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True, env=CLEAN)
+    assert done.stdout.decode().strip() == str([f"hector_trio.cli.{name}" for name in ("calls", "lines", "output")])
+
+
 async def test_what_json_prints_is_what_the_client_reads() -> None:
 
     async with serving() as server:
