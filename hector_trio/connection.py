@@ -55,7 +55,7 @@ from wsproto.extensions import Extension
 from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
-from . import frames
+from . import frames, http1
 
 LOGGER = logging.getLogger("hector_trio")
 
@@ -671,6 +671,22 @@ class _Request(_Application, HTTPStream):
         self.owner = owner
         self.inbox = Inbox(inf, inf)  # bounded by `_Http1.room`: the reader stops, TCP tells the client
         self.task_group = cast(TaskGroup, self)
+        self.on_gone: Callable[[], None] | None = None
+        """Called once if the client leaves before its answer is complete. May be set by the application."""
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        scope["extensions"]["hector.request"] = self
+        return await super().spawn_app(app, config, scope, send)
+
+    def is_own(self, receive: object, send: object) -> bool:
+        """Whether the application was given these two by this stream, with nothing in between."""
+        return receive == self.receive and send == self.app_send
+
+    async def handle(self, event: Event) -> None:
+        left = type(event) is StreamClosed and not self.closed and self.state is not ASGIHTTPState.CLOSED
+        await super().handle(event)
+        if left and self.on_gone is not None:
+            self.on_gone()
 
     async def receive(self) -> Any:
         if self.owner.protocol.stream is self:
@@ -902,6 +918,12 @@ class _Http1(H11Protocol):
         """Whether an empty line was found in front of this request."""
         self._paused = False
         self._recycled = trio.lowlevel.ParkingLot()
+        self._ordinary: http1.Ordinary | None = None
+        """The request that is being answered, if h11 has not been told of it."""
+        self._answered: tuple[http1.Head, int, http1.RawHeaders] | None = None
+        """The head of its answer, its status and its headers, as long as it waits for its body."""
+        self._complete = False
+        """Whether its answer is."""
 
     def _parser(self, data: bytes) -> h11.Connection:
         """The parser of a connection on which *data* was received first."""
@@ -912,7 +934,42 @@ class _Http1(H11Protocol):
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take bytes, or the end of the connection."""
+        if type(event) is RawData and self.stream is None:
+            parser = self.connection
+            if parser.their_state is h11.IDLE and not parser.trailing_data[0]:
+                request = http1.ordinary(event.data, self.owner.limits.max_header_bytes)
+                if request is not None:
+                    await self._contained(self._start_ordinary(request))
+                    return
         await self._contained(super().handle(event))
+
+    async def _start_ordinary(self, request: http1.Ordinary) -> None:
+        """Give a whole request to the application, all at once."""
+        self._ordinary = request
+        self._only_head = request.method == "HEAD"
+        self._complete = False
+        self.owner.wait_for(_Phase.ANSWER, inf)
+        self.keep_alive_requests += 1
+        stream = self.stream = _Request(self.owner, *self._stream_arguments())
+        _, method, target, headers, body = request
+        await stream.handle(Request(STREAM_ID, headers, "1.1", method, target, self.connection_state))
+        if stream.closed:
+            self.owner.finish()  # refused by Hypercorn, for its server name
+        stream.inbox.put({"type": "http.request", "body": body, "more_body": False}, len(body))
+        await self.context.mark_request()
+
+    def _tell_parser(self) -> None:
+        """Something about the answer is not ordinary: let h11 continue, as if it had read the request."""
+        request, answered = self._ordinary, self._answered
+        self._ordinary = self._answered = None
+        self._complete = False
+        if request is not None:
+            self.connection = self._parser(request.data + self.connection.trailing_data[0])
+            while type(self.connection.next_event()) is not h11.EndOfMessage:
+                pass
+            if answered is not None:
+                _, status, headers = answered
+                self._head = self._encode(h11.Response(status_code=status, headers=headers))
 
     async def _contained(self, step: Awaitable[None]) -> None:
         """Whatever fails while bytes are handled ends this connection and no other."""
@@ -952,7 +1009,9 @@ class _Http1(H11Protocol):
             if isinstance(passed, Data) and self.stream is not None:
                 await self.stream.handle(passed)
             return
-        self._paused = False
+        self._paused = self._ordinary is not None
+        if self._paused:
+            return
         if connection.their_state is h11.IDLE:
             if not self._begins():
                 return
@@ -1068,9 +1127,9 @@ class _Http1(H11Protocol):
         if kind is Response and cast(Response, event).status_code >= 200:
             self._respond(cast(Response, event))
         elif kind is Body:
-            self._write(h11.Data(data=cast(Body, event).data))
+            self._write_body(cast(Body, event).data)
         elif kind is EndBody:
-            self._write(h11.EndOfMessage())
+            self._write_end()
         else:
             await super().stream_send(event)
 
@@ -1080,10 +1139,33 @@ class _Http1(H11Protocol):
         closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
-        sized = any(name.lower() == b"content-length" for name, _ in headers)
+        if self._ordinary is not None:
+            head = http1.answer_head(self._ordinary.method, event.status_code, headers)
+            if head is not None:
+                self._answered = head, event.status_code, headers
+                return
+            self._tell_parser()
         self._head = self._encode(h11.Response(status_code=event.status_code, headers=headers))
-        if not sized:
+        if not any(name.lower() == b"content-length" for name, _ in headers):
             self._write_head()  # a stream: its client wants to know now that it has begun
+
+    def _write_body(self, data: bytes) -> None:
+        if self._answered is not None and len(data) == self._answered[0].size:
+            self.owner.write(self._answered[0].data + data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.Data(data=data))
+
+    def _write_end(self) -> None:
+        if self._complete:
+            return
+        if self._answered is not None and not self._answered[0].size:
+            self.owner.write(self._answered[0].data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.EndOfMessage())
 
     def _write(self, event: h11.Data | h11.EndOfMessage) -> None:
         data = self._head + self._encode(event)
@@ -1106,18 +1188,20 @@ class _Http1(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         """The response is complete, or never will be: get ready for the next request, or end the connection."""
-        self._write_head()
+        if not self._complete:
+            self._tell_parser()
+            self._write_head()
         await self._close_stream()
         connection = self.connection
         self._recycled.unpark_all()
-        if (
-            self.context.terminated.is_set()
-            or connection.our_state is not h11.DONE
-            or connection.their_state is not h11.DONE
-        ):
+        reusable = self._complete or (connection.our_state is h11.DONE and connection.their_state is h11.DONE)
+        if self.context.terminated.is_set() or not reusable:
             self.owner.finish()
             return
-        connection.start_next_cycle()
+        if self._complete:
+            self._ordinary, self._complete = None, False
+        else:
+            connection.start_next_cycle()
         self._only_head = self._skipped = False
         self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
         if connection.trailing_data[0]:
