@@ -43,6 +43,7 @@ from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.stores import Store
 from hector_trio.transports import Services
+from hector_trio.transports.direct import Direct, mark
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
@@ -105,15 +106,17 @@ class App:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        quart = HectorQuart("hector_trio")
-        add_routes(quart, services)
-        add_websocket(quart, services)
-        self._asgi = Guard(quart, services)
+        self.quart = HectorQuart("hector_trio")
+        add_routes(self.quart, services)
+        add_websocket(self.quart, services)
+        self._asgi = Guard(Direct(self.quart, services, self.quart), services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
+            if scope["type"] == "http":
+                mark(scope, receive, send)
             await self._asgi(scope, receive, send)
 
 
