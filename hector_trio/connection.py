@@ -145,15 +145,18 @@ class Inbox(Generic[_T]):
             return False
         self._items.append((item, size))
         self.bytes += size
-        self._arrived.unpark()
+        if self._arrived:
+            self._arrived.unpark()
         return True
 
     def close(self, last: _T) -> None:
         """Nothing more comes: once all else is taken, `receive` returns *last*, again and again."""
         if self._last is None:
             self._last = (last,)
-            self._arrived.unpark_all()
-            self._taken.unpark_all()
+            if self._arrived:
+                self._arrived.unpark_all()
+            if self._taken:
+                self._taken.unpark_all()
 
     async def receive(self) -> _T:
         """Take the oldest item, waiting for one. A cancel takes nothing."""
@@ -215,6 +218,14 @@ class _Server:
         self._sweeping = False
         times = (limits.header_timeout, limits.body_timeout, limits.keep_alive_timeout, limits.ping_interval)
         self._tick = max(0.01, min(1.0, min(times) / 4, limits.linger_timeout / 4))
+        self._headers: tuple[int, http1.RawHeaders] = (0, [])
+
+    def response_headers(self, config: Config) -> http1.RawHeaders:
+        """The headers that *config* gives every response, made once a second: among them is the date."""
+        second = int(time())
+        if self._headers[0] != second:
+            self._headers = second, config.response_headers("h11")
+        return self._headers[1]
 
     def enter(self, connection: "Connection", nursery: trio.Nursery) -> None:
         self.connections.add(connection)
@@ -698,6 +709,19 @@ class _Request(_Application, HTTPStream):
             await HTTPStream.app_send(self, message)
         await self.owner.pace()
 
+    async def respond(self, status: int, headers: http1.RawHeaders, body: bytes) -> None:
+        """Send a whole answer: what `http.response.start` and one `http.response.body` do, in one step if it is an
+        ordinary one."""
+        if self.state is ASGIHTTPState.REQUEST and self.owner.protocol.answer(self, status, headers, body):
+            self.state = ASGIHTTPState.CLOSED
+            told = {"status": status, "headers": headers}
+            await self.config.log.access(self.scope, cast(Any, told), time() - self.start_time)
+            await self.send(StreamClosed(self.stream_id))
+            await self.owner.pace()
+        else:
+            await self.app_send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.app_send({"type": "http.response.body", "body": body, "more_body": False})
+
     async def _send_error_response(self, status_code: int) -> None:
         await super()._send_error_response(status_code)
         self.state = ASGIHTTPState.CLOSED
@@ -1133,12 +1157,27 @@ class _Http1(H11Protocol):
         else:
             await super().stream_send(event)
 
-    def _respond(self, event: Response) -> None:
-        headers = [*event.headers, *self.config.response_headers("h11")]
+    def answer(self, stream: _Request, status: int, headers: http1.RawHeaders, body: bytes) -> bool:
+        """Write the whole answer to an ordinary request. False, and nothing is done, if one of both is not ordinary."""
+        if self._ordinary is None or stream is not self.stream:
+            return False
+        head = http1.answer_head(self._ordinary.method, status, self._completed(headers))
+        if head is None or not (head.bodiless or head.size == len(body)):
+            return False
+        self.owner.write(head.data if head.bodiless else head.data + body)
+        self._complete = True
+        return True
+
+    def _completed(self, headers: http1.RawHeaders) -> http1.RawHeaders:
+        headers = [*headers, *self.owner.server.response_headers(self.config)]
         closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
         closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
+        return headers
+
+    def _respond(self, event: Response) -> None:
+        headers = self._completed(event.headers)
         if self._ordinary is not None:
             head = http1.answer_head(self._ordinary.method, event.status_code, headers)
             if head is not None:
@@ -1193,7 +1232,8 @@ class _Http1(H11Protocol):
             self._write_head()
         await self._close_stream()
         connection = self.connection
-        self._recycled.unpark_all()
+        if self._recycled:
+            self._recycled.unpark_all()
         reusable = self._complete or (connection.our_state is h11.DONE and connection.their_state is h11.DONE)
         if self.context.terminated.is_set() or not reusable:
             self.owner.finish()

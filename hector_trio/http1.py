@@ -16,7 +16,10 @@ _HEAD: Final = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21-\x7e]*) HTTP/1\.1\r\n"
     rb"((?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)+)\r\n"
 )
-_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb": (?:[\x21-\x7e\x80-\xff](?:" + _TEXT + rb")?)?\r\n)*")
+_VISIBLE: Final = rb"[\x21-\x7e\x80-\xff]"
+_FIELDS: Final = re.compile(
+    rb"(?:" + _TOKEN + rb": (?:" + _VISIBLE + rb"(?:" + _TEXT + _VISIBLE + rb")?)?\r\n)*"
+)
 _UNUSUAL: Final = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
 """Headers of a request that change how it is read or answered."""
 
@@ -65,12 +68,14 @@ class Head(NamedTuple):
     data: bytes
     size: int
     """Bytes of the body that must follow it."""
+    bodiless: bool
+    """Whether none does, whatever the length that it tells."""
 
 
 def answer_head(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> Head | None:
     """The head of the answer to an ordinary request, if it has one length and leaves the connection open."""
-    fields = b""
-    count, length = 0, -1
+    lines = []
+    length = -1
     for name, value in headers:
         lower = name.lower()
         if lower == b"content-length":
@@ -79,11 +84,11 @@ def answer_head(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]
             length = int(value)
         elif lower in (b"transfer-encoding", b"connection", b"host"):
             return None
-        fields += b"%b: %b\r\n" % (name, value)
-        count += 1
+        lines.append(b"%b: %b\r\n" % (name, value))
     bodiless = method == "HEAD" or status in (204, 304)
     if status < 200 or (length < 0 and (not bodiless or method == "HEAD")):
         return None
-    if fields.count(b"\r\n") != count or _FIELDS.fullmatch(fields) is None:
+    fields = b"".join(lines)
+    if fields.count(b"\n") != len(lines) or _FIELDS.fullmatch(fields) is None:
         return None
-    return Head(b"HTTP/1.1 %d \r\n%b\r\n" % (status, fields), 0 if bodiless else length)
+    return Head(b"HTTP/1.1 %d \r\n%b\r\n" % (status, fields), 0 if bodiless else length, bodiless)

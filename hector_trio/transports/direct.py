@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 from quart import Quart
@@ -26,13 +24,20 @@ from hector_trio.transports import Services
 from hector_trio.transports.problems import INTERNAL
 from hector_trio.transports.quart_app import LEFT_AT, NURSERY, STREAMED, HectorRequestBody, Receive, Send
 from hector_trio.transports.rest import routes_of
-from hector_trio.transports.routes import REQUEST_ID, Call, Reply, Route, perform, raw_headers, refusal
+from hector_trio.transports.routes import (
+    ANSWER,
+    DIRECT,
+    REQUEST_ID,
+    Call,
+    Route,
+    ServerRequest,
+    perform,
+    raw_headers,
+    refusal,
+)
 
 EXTENSION: Final = "hector.request"
 """The ASGI scope extension of our connection class: the request itself, see ``ServerRequest``."""
-
-DIRECT: Final = "hector.direct_request"
-"""Key of the scope under which the server's request stands when nothing lies between it and our application."""
 
 _SIGNALS: Final = (
     appcontext_popped,
@@ -47,14 +52,6 @@ _OVERRIDABLE: Final = frozenset(
     ("asgi_app", "handle_request", "full_dispatch_request", "dispatch_request", "preprocess_request", "make_response")
 )
 _FOR_QUART: Final = frozenset((b"transfer-encoding", b"expect"))
-
-
-class ServerRequest(Protocol):
-    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
-
-    on_gone: Any
-
-    def is_own(self, receive: object, send: object) -> bool: ...
 
 
 def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -94,15 +91,14 @@ class Direct:
         route, ids, path = found
         scope[ROUTE] = route.path
         call = Call(self._services, scope, ids, _Body(receive))
-        if route.runs:
-            async with trio.open_nursery() as nursery:
-                scope[NURSERY] = nursery
-                with _present(scope, request, nursery.cancel_scope):
-                    await _answer(route, call, path, scope, send)
-                nursery.cancel_scope.cancel()
-        else:
-            with trio.CancelScope() as cancel_scope, _present(scope, request, cancel_scope):
-                await _answer(route, call, path, scope, send)
+        if not route.runs:
+            with trio.CancelScope() as present:
+                await _answer(route, call, path, scope, request, present)
+            return
+        async with trio.open_nursery() as nursery:
+            scope[NURSERY] = nursery
+            await _answer(route, call, path, scope, request, nursery.cancel_scope)
+            nursery.cancel_scope.cancel()
 
     def _find(self, scope: dict[str, Any]) -> tuple[Route, dict[str, str], str] | None:
         """The route that is asked, the ids in its path, and the path; if it may be answered here."""
@@ -127,22 +123,16 @@ class Direct:
         return _hooks(self._quart) == self._ours and self._quart.view_functions == self._views
 
 
-@contextmanager
-def _present(scope: dict[str, Any], request: ServerRequest, cancel_scope: trio.CancelScope) -> Iterator[None]:
-    """Cancels what is inside when the client leaves."""
+async def _answer(
+    route: Route, call: Call, path: str, scope: dict[str, Any], request: ServerRequest, present: trio.CancelScope
+) -> None:
+    """Answers the call; ``present`` is cancelled when the client leaves."""
 
     def gone() -> None:
         scope[LEFT_AT] = trio.current_time()
-        cancel_scope.cancel()
+        present.cancel()
 
     request.on_gone = gone
-    try:
-        yield
-    finally:
-        request.on_gone = None
-
-
-async def _answer(route: Route, call: Call, path: str, scope: dict[str, Any], send: Send) -> None:
     try:
         reply = await perform(route, call)
     except HectorError as error:
@@ -150,14 +140,8 @@ async def _answer(route: Route, call: Call, path: str, scope: dict[str, Any], se
     except (Exception, BaseExceptionGroup) as error:
         contain(error, f"Exception in {call.method} {path}")
         reply = refusal(INTERNAL, path, scope[REQUEST_ID])
-    await send_whole(reply, send)
-
-
-async def send_whole(reply: Reply, send: Send) -> None:
-    """``reply``, which is no stream of events, in two messages."""
     assert reply.events is None
-    await send({"type": "http.response.start", "status": reply.status, "headers": raw_headers(reply)})
-    await send({"type": "http.response.body", "body": reply.body, "more_body": False})
+    await scope[ANSWER](reply.status, raw_headers(reply), reply.body)
 
 
 class _Body:
@@ -187,19 +171,20 @@ class _Body:
         raise RuntimeError("A body that is streamed is read through Quart")
 
 
-def _hooks(quart: Quart) -> tuple[Any, ...]:
-    """What on ``quart`` can see or change what happens to a request: how many of each kind, and which."""
-    registries: tuple[dict[Any, list[Any]], ...] = (
+def _hooks(quart: Quart) -> tuple[int, int | None, bool]:
+    """What on ``quart`` can see or change what happens to a request. There are only ever more of them."""
+    count = len(quart.teardown_appcontext_funcs)
+    for registry in (
         quart.before_request_funcs,
         quart.after_request_funcs,
         quart.teardown_request_funcs,
         quart.url_value_preprocessors,
-    )
-    return (
-        *(sum(map(len, registry.values())) for registry in registries),
-        *(len(signal.receivers) for signal in _SIGNALS),
-        len(quart.teardown_appcontext_funcs),
-        vars(quart).keys() & _OVERRIDABLE,
-        quart.config["MAX_CONTENT_LENGTH"],
-        sum(len(by_type) for spec in quart.error_handler_spec.values() for by_type in spec.values()),
-    )
+    ):
+        for functions in registry.values():
+            count += len(functions)
+    for signal in _SIGNALS:
+        count += len(signal.receivers)
+    for by_code in quart.error_handler_spec.values():
+        for by_type in by_code.values():
+            count += len(by_type)
+    return count, quart.config["MAX_CONTENT_LENGTH"], _OVERRIDABLE.isdisjoint(vars(quart))

@@ -25,6 +25,12 @@ PRINCIPAL: Final = "hector.principal"
 REQUEST_ID: Final = "hector.request_id"
 """Keys of the scope under which the guard leaves who asks, and the id of the request."""
 
+ANSWER: Final = "hector.answer"
+"""Key of the scope under which the guard leaves a function that sends a whole answer: status, headers, body."""
+
+DIRECT: Final = "hector.direct_request"
+"""Key of the scope under which the server's request stands when nothing lies between it and our application."""
+
 NOT_FOUND: Final[dict[str, type[NotFound]]] = {
     "agentId": AgentNotFound,
     "sessionId": SessionNotFound,
@@ -104,6 +110,16 @@ class Reply:
 def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
     """``value`` as JSON; headers by their names with ``_`` for ``-``."""
     return Reply(status, encode(value), headers={name.replace("_", "-"): text for name, text in headers.items()})
+
+
+class ServerRequest(Protocol):
+    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
+
+    on_gone: Callable[[], None] | None
+
+    def is_own(self, receive: object, send: object) -> bool: ...
+
+    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
 
 
 class Body(Protocol):
