@@ -17,9 +17,7 @@ _HEAD: Final = re.compile(
     rb"((?:" + _TOKEN + rb":" + _TEXT + rb"\r\n)+)\r\n"
 )
 _VISIBLE: Final = rb"[\x21-\x7e\x80-\xff]"
-_FIELDS: Final = re.compile(
-    rb"(?:" + _TOKEN + rb": (?:" + _VISIBLE + rb"(?:" + _TEXT + _VISIBLE + rb")?)?\r\n)*"
-)
+_FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb": (?:" + _VISIBLE + rb"(?:" + _TEXT + _VISIBLE + rb")?)?\r\n)*")
 _UNUSUAL: Final = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
 """Headers of a request that change how it is read or answered."""
 
