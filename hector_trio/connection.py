@@ -378,10 +378,7 @@ class Connection(TCPServer):
 
     async def _read(self) -> None:
         while True:
-            try:
-                data = await self.stream.receive_some(MAX_RECV)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            data = await self._receive()
             if not data:
                 return
             if self.finishing:
@@ -392,8 +389,22 @@ class Connection(TCPServer):
                 self.wait_for(_Phase.HEAD, self.limits.header_timeout)
             elif self.phase is _Phase.BODY:
                 self.wait_for(_Phase.BODY, self.limits.body_timeout)
-            await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.handle(RawData(data))
             await self.protocol.room()
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none when there will be none."""
+        try:
+            if self.tls:
+                return bytes(await self.stream.receive_some(MAX_RECV))
+            while not self.gone:
+                # First the wait, which is the checkpoint too: as a rule nothing has come yet.
+                await trio.lowlevel.wait_readable(self.socket.fileno())
+                with suppress(BlockingIOError):
+                    return os.read(self.socket.fileno(), MAX_RECV)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        return b""
 
     async def _refuse(self) -> None:
         """Say why, when that is cheap; no request is read."""
