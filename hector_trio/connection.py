@@ -55,7 +55,7 @@ from wsproto.extensions import Extension
 from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
-from . import frames
+from . import frames, http1
 
 LOGGER = logging.getLogger("hector_trio")
 
@@ -157,14 +157,16 @@ class Inbox(Generic[_T]):
             return False
         self._items.append((item, size))
         self.bytes += size
-        self._arrived.unpark()
+        if self._arrived:
+            self._arrived.unpark()
         return True
 
     def close(self, last: _T) -> None:
         """Nothing more comes: once all else is taken, `receive` returns *last*, again and again."""
         if self._last is None:
             self._last = (last,)
-            self._arrived.unpark_all()
+            if self._arrived:
+                self._arrived.unpark_all()
             if self._taken is not None:
                 self._taken.unpark_all()
 
@@ -229,6 +231,14 @@ class _Server:
         self._sweeping = False
         times = (limits.header_timeout, limits.body_timeout, limits.keep_alive_timeout, limits.ping_interval)
         self._tick = max(0.01, min(1.0, min(times) / 4, limits.linger_timeout / 4))
+        self._headers: tuple[int, http1.RawHeaders] = (0, [])
+
+    def response_headers(self, config: Config) -> http1.RawHeaders:
+        """The headers that *config* gives every response, made once a second: among them is the date."""
+        second = int(time())
+        if self._headers[0] != second:
+            self._headers = second, config.response_headers("h11")
+        return self._headers[1]
 
     def enter(self, connection: "Connection", nursery: trio.Nursery) -> None:
         self.connections.add(connection)
@@ -384,10 +394,7 @@ class Connection(TCPServer):
 
     async def _read(self) -> None:
         while True:
-            try:
-                data = await self.stream.receive_some(MAX_RECV)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            data = await self._receive()
             if not data:
                 return
             if self.finishing:
@@ -398,8 +405,22 @@ class Connection(TCPServer):
                 self.wait_for(_Phase.HEAD, self.limits.header_timeout)
             elif self.phase is _Phase.BODY:
                 self.wait_for(_Phase.BODY, self.limits.body_timeout)
-            await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.handle(RawData(data))
             await self.protocol.room()
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none when there will be none."""
+        try:
+            if self.tls:
+                return bytes(await self.stream.receive_some(MAX_RECV))
+            while not self.gone:
+                # First the wait, which is the checkpoint too: as a rule nothing has come yet.
+                await trio.lowlevel.wait_readable(self.socket.fileno())
+                with suppress(BlockingIOError):
+                    return os.read(self.socket.fileno(), MAX_RECV)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        return b""
 
     async def _refuse(self) -> None:
         """Say why, when that is cheap; no request is read."""
@@ -649,6 +670,10 @@ class Connection(TCPServer):
             return 0
 
 
+def _nothing(*_: object) -> None:
+    """Nobody has asked to be told."""
+
+
 class _Application:
     """What both kinds of stream share: the application's task, its inbox, and its end.
 
@@ -728,6 +753,27 @@ class _Request(_Application, HTTPStream):
         self.owner = owner
         self.inbox = Inbox(inf, inf)  # bounded by `_Http1.room`: the reader stops, TCP tells the client
         self.task_group = cast(TaskGroup, self)
+        self._gone: Callable[[], None] = _nothing
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        scope["extensions"]["hector.request"] = self
+        return await super().spawn_app(app, config, scope, send)
+
+    def is_own(self, receive: object, send: object) -> bool:
+        """Whether the application was given these two by this stream, with nothing in between."""
+        return receive == self.receive and send == self.app_send
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have *tell* called once if the client leaves before its answer is complete; now, if it has left already."""
+        self._gone = tell
+        if self.closed:
+            tell()
+
+    async def handle(self, event: Event) -> None:
+        left = type(event) is StreamClosed and not self.closed and self.state is not ASGIHTTPState.CLOSED
+        await super().handle(event)
+        if left:
+            self._gone()
 
     async def receive(self) -> Any:
         if self.owner.protocol.stream is self:
@@ -738,6 +784,19 @@ class _Request(_Application, HTTPStream):
         if not self.closed:
             await HTTPStream.app_send(self, message)
         await self.owner.pace()
+
+    async def respond(self, status: int, headers: http1.RawHeaders, body: bytes) -> None:
+        """Send a whole answer: what `http.response.start` and one `http.response.body` do, in one step if it is an
+        ordinary one."""
+        if self.state is ASGIHTTPState.REQUEST and self.owner.protocol.answer(self, status, headers, body):
+            self.state = ASGIHTTPState.CLOSED
+            told = {"status": status, "headers": headers}
+            await self.config.log.access(self.scope, cast(Any, told), time() - self.start_time)
+            await self.send(StreamClosed(self.stream_id))
+            await self.owner.pace()
+        else:
+            await self.app_send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.app_send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send_error_response(self, status_code: int) -> None:
         await super()._send_error_response(status_code)
@@ -764,8 +823,7 @@ class _WebSocket(_Application, WSStream):
         self._received = 0
         self._quiet = 0
         self._farewell = (1006, "")
-        self.on_gone: Callable[[int], None] | None = None
-        """Called once, with the code, when no message of the client can come any more, however many are unread."""
+        self._gone: Callable[[int], None] = _nothing
 
     # ---- from the client
 
@@ -777,8 +835,7 @@ class _WebSocket(_Application, WSStream):
                 self.open = False
                 code, reason = self._farewell
                 self.inbox.close({"type": "websocket.disconnect", "code": code, "reason": reason})
-                if self.on_gone is not None:
-                    self.on_gone(code)
+                self._gone(code)
         elif kind is not Data:
             await super().handle(event)
         elif self.closed:
@@ -896,6 +953,13 @@ class _WebSocket(_Application, WSStream):
     def is_own(self, receive: object, send: object) -> bool:
         """Whether the application was given these two by this stream, with nothing in between."""
         return receive == self.receive and send == self.app_send
+
+    def when_gone(self, tell: Callable[[int], None]) -> None:
+        """Have *tell* called once, with the code, when no message of the client can come any more, however many are
+        unread; now, if that is so already."""
+        self._gone = tell
+        if self.closed:
+            tell(self._farewell[0])
 
     def corked(self) -> AbstractContextManager[None]:
         """Messages sent inside leave in one write, at the end or when the application is made to wait."""
@@ -1028,6 +1092,12 @@ class _Http1(H11Protocol):
         """Whether an empty line was found in front of this request."""
         self._paused = False
         self._recycled = trio.lowlevel.ParkingLot()
+        self._ordinary: http1.Ordinary | None = None
+        """The request that is being answered, if h11 has not been told of it."""
+        self._answered: tuple[http1.Head, int, http1.RawHeaders] | None = None
+        """The head of its answer, its status and its headers, as long as it waits for its body."""
+        self._complete = False
+        """Whether its answer is."""
 
     def _parser(self, data: bytes) -> h11.Connection:
         """The parser of a connection on which *data* was received first."""
@@ -1038,7 +1108,42 @@ class _Http1(H11Protocol):
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take bytes, or the end of the connection."""
+        if type(event) is RawData and self.stream is None:
+            parser = self.connection
+            if parser.their_state is h11.IDLE and not parser.trailing_data[0]:
+                request = http1.ordinary(event.data, self.owner.limits.max_header_bytes)
+                if request is not None:
+                    await self._contained(self._start_ordinary(request))
+                    return
         await self._contained(super().handle(event))
+
+    async def _start_ordinary(self, request: http1.Ordinary) -> None:
+        """Give a whole request to the application, all at once."""
+        self._ordinary = request
+        self._only_head = request.method == "HEAD"
+        self._complete = False
+        self.owner.wait_for(_Phase.ANSWER, inf)
+        self.keep_alive_requests += 1
+        stream = self.stream = _Request(self.owner, *self._stream_arguments())
+        _, method, target, headers, body = request
+        await stream.handle(Request(STREAM_ID, headers, "1.1", method, target, self.connection_state))
+        if stream.closed:
+            self.owner.finish()  # refused by Hypercorn, for its server name
+        stream.inbox.put({"type": "http.request", "body": body, "more_body": False}, len(body))
+        await self.context.mark_request()
+
+    def _tell_parser(self) -> None:
+        """Something about the answer is not ordinary: let h11 continue, as if it had read the request."""
+        request, answered = self._ordinary, self._answered
+        self._ordinary = self._answered = None
+        self._complete = False
+        if request is not None:
+            self.connection = self._parser(request.data + self.connection.trailing_data[0])
+            while type(self.connection.next_event()) is not h11.EndOfMessage:
+                pass
+            if answered is not None:
+                _, status, headers = answered
+                self._head = self._encode(h11.Response(status_code=status, headers=headers))
 
     async def _contained(self, step: Awaitable[None]) -> None:
         """Whatever fails while bytes are handled ends this connection and no other."""
@@ -1078,7 +1183,9 @@ class _Http1(H11Protocol):
             if isinstance(passed, Data) and self.stream is not None:
                 await self.stream.handle(passed)
             return
-        self._paused = False
+        self._paused = self._ordinary is not None
+        if self._paused:
+            return
         if connection.their_state is h11.IDLE:
             if not self._begins():
                 return
@@ -1194,22 +1301,60 @@ class _Http1(H11Protocol):
         if kind is Response and cast(Response, event).status_code >= 200:
             self._respond(cast(Response, event))
         elif kind is Body:
-            self._write(h11.Data(data=cast(Body, event).data))
+            self._write_body(cast(Body, event).data)
         elif kind is EndBody:
-            self._write(h11.EndOfMessage())
+            self._write_end()
         else:
             await super().stream_send(event)
 
-    def _respond(self, event: Response) -> None:
-        headers = [*event.headers, *self.config.response_headers("h11")]
+    def answer(self, stream: _Request, status: int, headers: http1.RawHeaders, body: bytes) -> bool:
+        """Write the whole answer to an ordinary request. False, and nothing is done, if one of both is not ordinary."""
+        if self._ordinary is None or stream is not self.stream:
+            return False
+        head = http1.answer_head(self._ordinary.method, status, self._completed(headers))
+        if head is None or not (head.bodiless or head.size == len(body)):
+            return False
+        self.owner.write(head.data if head.bodiless else head.data + body)
+        self._complete = True
+        return True
+
+    def _completed(self, headers: http1.RawHeaders) -> http1.RawHeaders:
+        headers = [*headers, *self.owner.server.response_headers(self.config)]
         closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
         closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
-        sized = any(name.lower() == b"content-length" for name, _ in headers)
+        return headers
+
+    def _respond(self, event: Response) -> None:
+        headers = self._completed(event.headers)
+        if self._ordinary is not None:
+            head = http1.answer_head(self._ordinary.method, event.status_code, headers)
+            if head is not None:
+                self._answered = head, event.status_code, headers
+                return
+            self._tell_parser()
         self._head = self._encode(h11.Response(status_code=event.status_code, headers=headers))
-        if not sized:
+        if not any(name.lower() == b"content-length" for name, _ in headers):
             self._write_head()  # a stream: its client wants to know now that it has begun
+
+    def _write_body(self, data: bytes) -> None:
+        if self._answered is not None and len(data) == self._answered[0].size:
+            self.owner.write(self._answered[0].data + data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.Data(data=data))
+
+    def _write_end(self) -> None:
+        if self._complete:
+            return
+        if self._answered is not None and not self._answered[0].size:
+            self.owner.write(self._answered[0].data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.EndOfMessage())
 
     def _write(self, event: h11.Data | h11.EndOfMessage) -> None:
         data = self._head + self._encode(event)
@@ -1232,18 +1377,21 @@ class _Http1(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         """The response is complete, or never will be: get ready for the next request, or end the connection."""
-        self._write_head()
+        if not self._complete:
+            self._tell_parser()
+            self._write_head()
         await self._close_stream()
         connection = self.connection
-        self._recycled.unpark_all()
-        if (
-            self.context.terminated.is_set()
-            or connection.our_state is not h11.DONE
-            or connection.their_state is not h11.DONE
-        ):
+        if self._recycled:
+            self._recycled.unpark_all()
+        reusable = self._complete or (connection.our_state is h11.DONE and connection.their_state is h11.DONE)
+        if self.context.terminated.is_set() or not reusable:
             self.owner.finish()
             return
-        connection.start_next_cycle()
+        if self._complete:
+            self._ordinary, self._complete = None, False
+        else:
+            connection.start_next_cycle()
         self._only_head = self._skipped = False
         self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
         if connection.trailing_data[0]:

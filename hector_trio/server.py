@@ -44,12 +44,12 @@ from hector_trio.observability import Metrics, configure, keep_tracebacks_plain,
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.stores import Store
-from hector_trio.transports import Services
+from hector_trio.transports import Services, direct, wires
+from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
 from hector_trio.transports.websocket import add_websocket
-from hector_trio.transports.wires import mark
 from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
@@ -119,14 +119,15 @@ class App:
         self.services = services
         self.quart = HectorQuart("hector_trio")
         add_routes(self.quart, services)
-        self._asgi = Guard(add_websocket(self.quart, services), services)
+        streams = add_websocket(self.quart, services)
+        self._asgi = Guard(Direct(self.quart, services, streams), services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
-            if scope["type"] == "websocket":
-                mark(scope, receive, send)
+            mark = direct.mark if scope["type"] == "http" else wires.mark
+            mark(scope, receive, send)
             await self._asgi(scope, receive, send)
 
 

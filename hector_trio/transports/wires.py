@@ -53,7 +53,6 @@ _SIGNALS: Final = (
 class ServerStream(Protocol):
     """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
 
-    on_gone: Callable[[int], None] | None
     full: bool
 
     async def __call__(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
@@ -61,6 +60,8 @@ class ServerStream(Protocol):
     def send_now(self, payloads: list[bytes]) -> bool: ...
 
     def corked(self) -> AbstractContextManager[None]: ...
+
+    def when_gone(self, tell: Callable[[int], None]) -> None: ...
 
     def is_own(self, receive: object, send: object) -> bool: ...
 
@@ -119,7 +120,7 @@ class DirectWire:
         self._send = send
         self._gone = False
         self._present: trio.CancelScope | None = None
-        stream.on_gone = self._left
+        stream.when_gone(self._left)
 
     def tie(self, scope: trio.CancelScope) -> None:
         self._present = scope
@@ -127,17 +128,15 @@ class DirectWire:
             scope.cancel()
 
     def _left(self, code: int) -> None:
-        if not self._gone:
-            self._gone = True
-            self.scope[CLOSE_CODE], self.scope[LEFT_AT] = code, trio.current_time()
-            if self._present is not None:
-                self._present.cancel()
+        self._gone = True
+        self.scope[CLOSE_CODE], self.scope[LEFT_AT] = code, trio.current_time()
+        if self._present is not None:
+            self._present.cancel()
 
     async def receive(self) -> str | bytes:
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
-            self._left(message.get("code", 1005))  # told here only if the client had left before anybody could be told
-            await trio.sleep_forever()  # and is cancelled
+            await trio.sleep_forever()  # whoever was told of it cancels this
         data: bytes | None = message.get("bytes")
         text: str = message.get("text")
         return text if data is None else data

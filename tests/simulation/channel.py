@@ -59,8 +59,7 @@ class Link:
         self._inbound: deque[Message] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._farewell: Message | None = None
-        self.on_gone: Callable[[int], None] | None = None
-        """As of the streams in ``hector_trio.connection``; so are ``full``, ``send_now``, ``is_own`` and ``corked``."""
+        self._gone: Callable[[int], None] | None = None
         self._unread: deque[tuple[Message, int]] = deque()
         self._held = 0
         self._read = trio.lowlevel.ParkingLot()
@@ -123,8 +122,8 @@ class Link:
             kind = self.scope["type"]
             self._farewell = {"type": f"{kind}.disconnect"} | ({"code": code} if kind == "websocket" else {})
             self._arrived.unpark_all()
-            if self.on_gone is not None:
-                self.on_gone(code)
+            if self._gone is not None:
+                self._gone(code)
 
     # --- the application's side
 
@@ -181,6 +180,12 @@ class Link:
         for payload in payloads:
             self._hand({"type": "websocket.send", "text": payload.decode()}, len(payload))
         return not self.full
+
+    def when_gone(self, tell: Callable[[int], None]) -> None:
+        """As of the streams in ``hector_trio.connection``; so are ``full``, ``send_now``, ``is_own`` and ``corked``."""
+        self._gone = tell
+        if self._farewell is not None:
+            tell(1006)
 
     def is_own(self, receive: object, send: object) -> bool:
         return receive == self.receive and send == self.send
