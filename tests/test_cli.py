@@ -29,7 +29,7 @@ from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
 from tests.serving import serving, settings_of
 
-LIMIT = 30
+LIMIT = 60
 PROMPT = r"\x1b\[\?2004h"
 """What the terminal is told when a line can be typed: pastes come in brackets."""
 ROOT = Path(__file__).parent.parent
@@ -538,7 +538,7 @@ async def test_sessions_are_made_listed_shown_read_and_removed() -> None:
     async with serving() as server:
         run = partial(hector, HECTOR_SERVER=server.url)
         session_id = (
-            await run("sessions", "create", "assistant", "--metadata", "user=john", "--ttl", "60")
+            await run("sessions", "create", "assistant", "--metadata", "user=john", "--ttl", "3600")
         ).out.strip()
         await run("call", "assistant", "My name is Alice", "--session", session_id)
         listed = (await run("sessions", "list", "--agent", "assistant", "--metadata", "user=john")).out
