@@ -316,7 +316,8 @@ class Connection(TCPServer):
     protocol: "_Http1"  # type: ignore[assignment]
 
     def __init__(self, app: AppWrapper, config: Config, context: Any, state: LifespanState, stream: Any) -> None:
-        super().__init__(app, config, context, state, stream)
+        # Instead of the base class's own, which makes two locks
+        self.app, self.config, self.context, self.state, self.stream = app, config, context, state, stream
         self.tls = isinstance(stream, trio.SSLStream)
         self.socket: trio.socket.SocketType = stream.transport_stream.socket if self.tls else stream.socket
         self.server = _server_of(context, config)
@@ -668,6 +669,10 @@ class Connection(TCPServer):
             return os.write(self.socket.fileno(), self._unsent)
         except BlockingIOError:
             return 0
+
+
+_NO_GROUP = TaskGroup()
+"""What the streams of the base classes are given; ours start their tasks themselves."""
 
 
 def _nothing(*_: object) -> None:
@@ -1071,19 +1076,16 @@ class _Http1(H11Protocol):
     in the reader."""
 
     def __init__(self, owner: Connection, client: tuple[str, int] | None, server: tuple[str, int] | None) -> None:
-        super().__init__(
-            owner.app,
-            owner.config,
-            owner.context,
-            TaskGroup(),
-            ConnectionState(owner.state),
-            owner.tls,
-            client,
-            server,
-            owner.protocol_send,
-        )
+        # Instead of the base class's own, which makes a parser and an event that most connections never need
+        self.app, self.config, self.context = owner.app, owner.config, owner.context
+        self.client, self.server, self.ssl = client, server, owner.tls
+        self.send = owner.protocol_send
+        self.task_group = _NO_GROUP
+        self.keep_alive_requests = 0
+        self.stream: _Request | _WebSocket | None = None
+        self.connection_state = ConnectionState(owner.state)
         self.owner = owner
-        self.connection = self._parser(b"")
+        self._h11: h11.Connection | H11WSConnection | None = None
         self._head = b""
         """A response head that waits for its body, so that both leave in one write."""
         self._only_head = False
@@ -1091,13 +1093,26 @@ class _Http1(H11Protocol):
         self._skipped = False
         """Whether an empty line was found in front of this request."""
         self._paused = False
-        self._recycled = trio.lowlevel.ParkingLot()
+        self._recycled: trio.lowlevel.ParkingLot | None = None
         self._ordinary: http1.Ordinary | None = None
         """The request that is being answered, if h11 has not been told of it."""
         self._answered: tuple[http1.Head, int, http1.RawHeaders] | None = None
         """The head of its answer, its status and its headers, as long as it waits for its body."""
         self._complete = False
         """Whether its answer is."""
+        self._upgraded = False
+        """Whether what the client sends belongs to a WebSocket of which h11 was not told."""
+
+    @property
+    def connection(self) -> h11.Connection | H11WSConnection:
+        """h11's view, made when there is something to ask."""
+        if self._h11 is None:
+            self._h11 = self._parser(b"")
+        return self._h11
+
+    @connection.setter
+    def connection(self, parser: h11.Connection | H11WSConnection) -> None:
+        self._h11 = parser
 
     def _parser(self, data: bytes) -> h11.Connection:
         """The parser of a connection on which *data* was received first."""
@@ -1108,14 +1123,30 @@ class _Http1(H11Protocol):
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take bytes, or the end of the connection."""
-        if type(event) is RawData and self.stream is None:
-            parser = self.connection
-            if parser.their_state is h11.IDLE and not parser.trailing_data[0]:
+        if type(event) is RawData:
+            if self._upgraded:
+                if self.stream is not None:
+                    await self._contained(self.stream.handle(Data(STREAM_ID, event.data)))
+                return
+            parser = self._h11
+            unread = parser is not None and (parser.their_state is not h11.IDLE or parser.trailing_data[0])
+            if self.stream is None and not unread:
                 request = http1.ordinary(event.data, self.owner.limits.max_header_bytes)
                 if request is not None:
-                    await self._contained(self._start_ordinary(request))
+                    await self._contained(self._upgrade(request) if request.upgrade else self._start_ordinary(request))
                     return
         await self._contained(super().handle(event))
+
+    async def _upgrade(self, request: http1.Ordinary) -> None:
+        """Give a faultless handshake to the application."""
+        self._ordinary, self._upgraded = request, True
+        self.owner.wait_for(_Phase.ANSWER, inf)
+        self.keep_alive_requests += 1
+        stream = self.stream = _WebSocket(self.owner, *self._stream_arguments())
+        await stream.handle(Request(STREAM_ID, request.headers, "1.1", "GET", request.target, self.connection_state))
+        if stream.closed:
+            self.owner.finish()  # refused by Hypercorn, for its server name
+        await self.context.mark_request()
 
     async def _start_ordinary(self, request: http1.Ordinary) -> None:
         """Give a whole request to the application, all at once."""
@@ -1125,7 +1156,7 @@ class _Http1(H11Protocol):
         self.owner.wait_for(_Phase.ANSWER, inf)
         self.keep_alive_requests += 1
         stream = self.stream = _Request(self.owner, *self._stream_arguments())
-        _, method, target, headers, body = request
+        _, method, target, headers, body, _ = request
         await stream.handle(Request(STREAM_ID, headers, "1.1", method, target, self.connection_state))
         if stream.closed:
             self.owner.finish()  # refused by Hypercorn, for its server name
@@ -1137,7 +1168,11 @@ class _Http1(H11Protocol):
         request, answered = self._ordinary, self._answered
         self._ordinary = self._answered = None
         self._complete = False
-        if request is not None:
+        if request is not None and request.upgrade:
+            parser = self._parser(request.data)
+            parser.next_event()
+            self.connection = H11WSConnection(parser)
+        elif request is not None:
             self.connection = self._parser(request.data + self.connection.trailing_data[0])
             while type(self.connection.next_event()) is not h11.EndOfMessage:
                 pass
@@ -1165,6 +1200,7 @@ class _Http1(H11Protocol):
         elif self._paused and len(self.connection.trailing_data[0]) > owner.limits.max_header_bytes:
             # Not reading also means not noticing that the client has left: for a while only.
             with trio.move_on_after(owner.limits.header_timeout) as scope:
+                self._recycled = self._recycled or trio.lowlevel.ParkingLot()
                 await self._recycled.park()
             if scope.cancelled_caught:
                 owner.reset("sent more than it waits for")
@@ -1234,7 +1270,7 @@ class _Http1(H11Protocol):
 
     def ask_for_body(self) -> None:
         """The application wants the body: tell a client that waits for it to be wanted (RFC 9110, 10.1.1)."""
-        if self.connection.they_are_waiting_for_100_continue:
+        if self._ordinary is None and self.connection.they_are_waiting_for_100_continue:
             self.owner.write(self._encode(h11.InformationalResponse(status_code=100, headers=[])))
             self.owner.wait_for(_Phase.BODY, self.owner.limits.body_timeout)
 
@@ -1304,8 +1340,20 @@ class _Http1(H11Protocol):
             self._write_body(cast(Body, event).data)
         elif kind is EndBody:
             self._write_end()
-        else:
+        elif kind is not Response or not self._switch(cast(Response, event)):
             await super().stream_send(event)
+
+    def _switch(self, event: Response) -> bool:
+        """Write the 101 to a handshake of which h11 was not told, unless there is something about it to be checked."""
+        if self._ordinary is None:
+            return False
+        data = http1.switching([*event.headers, *self.owner.server.response_headers(self.config)])
+        if data is None:
+            self._tell_parser()
+            return False
+        self._ordinary = None
+        self.owner.write(data)
+        return True
 
     def answer(self, stream: _Request, status: int, headers: http1.RawHeaders, body: bytes) -> bool:
         """Write the whole answer to an ordinary request. False, and nothing is done, if one of both is not ordinary."""
@@ -1321,19 +1369,20 @@ class _Http1(H11Protocol):
     def _completed(self, headers: http1.RawHeaders) -> http1.RawHeaders:
         headers = [*headers, *self.owner.server.response_headers(self.config)]
         closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
-        closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
+        if self._ordinary is None:  # else the body is here
+            closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: it is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
         return headers
 
     def _respond(self, event: Response) -> None:
         headers = self._completed(event.headers)
-        if self._ordinary is not None:
+        if self._ordinary is not None and not self._ordinary.upgrade:
             head = http1.answer_head(self._ordinary.method, event.status_code, headers)
             if head is not None:
                 self._answered = head, event.status_code, headers
                 return
-            self._tell_parser()
+        self._tell_parser()
         self._head = self._encode(h11.Response(status_code=event.status_code, headers=headers))
         if not any(name.lower() == b"content-length" for name, _ in headers):
             self._write_head()  # a stream: its client wants to know now that it has begun
@@ -1381,8 +1430,11 @@ class _Http1(H11Protocol):
             self._tell_parser()
             self._write_head()
         await self._close_stream()
+        if self._upgraded:
+            self.owner.finish()
+            return
         connection = self.connection
-        if self._recycled:
+        if self._recycled is not None:
             self._recycled.unpark_all()
         reusable = self._complete or (connection.our_state is h11.DONE and connection.their_state is h11.DONE)
         if self.context.terminated.is_set() or not reusable:

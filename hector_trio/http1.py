@@ -18,8 +18,14 @@ _HEAD: Final = re.compile(
 )
 _VISIBLE: Final = rb"[\x21-\x7e\x80-\xff]"
 _FIELDS: Final = re.compile(rb"(?:" + _TOKEN + rb": (?:" + _VISIBLE + rb"(?:" + _TEXT + _VISIBLE + rb")?)?\r\n)*")
-_UNUSUAL: Final = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"te", b"trailer", b"http2-settings"))
+_UNUSUAL: Final = frozenset((b"transfer-encoding", b"expect", b"te", b"trailer", b"http2-settings"))
 """Headers of a request that change how it is read or answered."""
+
+_HANDSHAKE: Final = frozenset((b"upgrade", b"connection")) | {
+    b"sec-websocket-" + name for name in (b"key", b"version", b"protocol", b"extensions")
+}
+_KEY: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
+"""Sixteen bytes in base64."""
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -33,6 +39,8 @@ class Ordinary(NamedTuple):
     target: bytes
     headers: RawHeaders
     body: bytes
+    upgrade: bool
+    """Whether it is a faultless handshake of a WebSocket (RFC 6455, 4.2.1), each header of which stands there once."""
 
 
 def ordinary(data: bytes, max_head: int) -> Ordinary | None:
@@ -41,6 +49,7 @@ def ordinary(data: bytes, max_head: int) -> Ordinary | None:
     if match is None:
         return None
     hosts, length = 0, -1
+    handshake: dict[bytes, bytes] = {}
     headers: RawHeaders = []
     for line in match[3].split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
@@ -51,13 +60,39 @@ def ordinary(data: bytes, max_head: int) -> Ordinary | None:
             if length >= 0 or not value.isdigit() or len(value) > 9:
                 return None
             length = int(value)
-        elif name in _UNUSUAL or (name == b"connection" and value.lower() != b"keep-alive"):
+        elif name in _HANDSHAKE:
+            if name in handshake:
+                return None
+            handshake[name] = value
+        elif name in _UNUSUAL:
             return None
         headers.append((name, value))
     start = match.end()
     if hosts != 1 or len(data) - start != max(length, 0):
         return None
-    return Ordinary(data, match[1].decode(), match[2], headers, data[start:])
+    if not handshake or (len(handshake) == 1 and handshake.get(b"connection", b"").lower() == b"keep-alive"):
+        return Ordinary(data, match[1].decode(), match[2], headers, data[start:], False)
+    if match[1] != b"GET" or length >= 0 or not _is_handshake(handshake, match[3]):
+        return None
+    return Ordinary(data, "GET", match[2], headers, b"", True)
+
+
+def _is_handshake(headers: dict[bytes, bytes], fields: bytes) -> bool:
+    tokens = [token.strip() for token in headers.get(b"connection", b"").lower().split(b",")]
+    return (
+        headers.get(b"upgrade", b"").lower() == b"websocket"
+        and b"upgrade" in tokens
+        and {b"upgrade", b"keep-alive"}.issuperset(tokens)
+        and headers.get(b"sec-websocket-version") == b"13"
+        and _KEY.fullmatch(headers.get(b"sec-websocket-key", b"")) is not None
+        and fields.isascii()
+    )
+
+
+def switching(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The answer 101 with *headers*, if they can stand in it."""
+    fields = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return None if _FIELDS.fullmatch(fields) is None else b"HTTP/1.1 101 \r\n%b\r\n" % fields
 
 
 class Head(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hector_trio import frames
 from hector_trio.http1 import Ordinary, answer_head, ordinary
 
 LIMIT = 65536
@@ -23,7 +24,9 @@ def parsed(data: bytes) -> tuple[Ordinary, h11.Connection]:
         body += event.data
     assert isinstance(event, h11.EndOfMessage)
     assert parser.trailing_data == (b"", False)
-    return Ordinary(data, request.method.decode(), request.target, list(request.headers), body), parser
+    upgrade = frames.wants_websocket(request)
+    assert not upgrade or frames.handshake_fault(request) is None
+    return Ordinary(data, request.method.decode(), request.target, list(request.headers), body, upgrade), parser
 
 
 PIECES = st.sampled_from(
@@ -47,14 +50,54 @@ ALMOST = st.builds(
 )
 
 
-@given(st.one_of(ALMOST, st.lists(PIECES, max_size=14).map(b"".join)))
+HANDSHAKE = [
+    b"Host: h",
+    b"Upgrade: websocket",
+    b"Connection: Upgrade",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    b"Sec-WebSocket-Version: 13",
+]
+ODD = [
+    *(
+        b"Upgrade: h2c",
+        b"Connection: close",
+        b"connection: keep-alive, Upgrade",
+        b"Connection: Upgrade, TE",
+        b"X: \xe9",
+    ),
+    *(
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ",
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=!",
+        b"Content-Length: 0",
+    ),
+    *(b"Sec-WebSocket-Version: 8", b"Sec-WebSocket-Protocol: a, b", b"Origin: http://h", b"Upgrade: WebSocket"),
+]
+UPGRADE = st.builds(
+    lambda line, fields, rest: line + b"".join(field + b"\r\n" for field in fields) + b"\r\n" + rest,
+    st.sampled_from([b"GET /agents/a/stream HTTP/1.1\r\n"] * 3 + [b"POST / HTTP/1.1\r\n", b"GET / HTTP/1.0\r\n"]),
+    st.tuples(st.permutations(HANDSHAKE), st.lists(st.sampled_from(ODD), max_size=2), st.integers(0, 7)).map(
+        lambda drawn: [*drawn[0][: max(4, drawn[2])], *drawn[1]]
+    ),
+    st.sampled_from([b"", b"", b"\x81"]),
+)
+
+
+def test_a_usual_handshake_is_taken_without_h11() -> None:
+    data = b"GET /s HTTP/1.1\r\n" + b"".join(line + b"\r\n" for line in HANDSHAKE) + b"\r\n"
+    request = ordinary(data, LIMIT)
+    assert request is not None
+    assert request.upgrade
+
+
+@given(st.one_of(ALMOST, UPGRADE, st.lists(PIECES, max_size=14).map(b"".join)))
 def test_what_is_taken_without_h11_is_what_h11_takes(data: bytes) -> None:
     request = ordinary(data, LIMIT)
     if request is not None:
         theirs, parser = parsed(data)
         assert request == theirs
         assert parser.our_state is h11.SEND_RESPONSE
-        assert parser.their_state is h11.DONE  # not MUST_CLOSE: the connection may stay open
+        if not request.upgrade:
+            assert parser.their_state is h11.DONE  # not MUST_CLOSE: the connection may stay open
 
 
 @pytest.mark.parametrize(
