@@ -342,7 +342,8 @@ class Connection(TCPServer):
         self._sent: trio.lowlevel.ParkingLot | None = None
         self._work: trio.lowlevel.ParkingLot | None = None
         self._flushing = False
-        self._reading = trio.CancelScope()
+        self._pausing: trio.CancelScope | None = None
+        """Around the reader while it waits for something other than the peer."""
         self._nursery: trio.Nursery
         self._context: contextvars.Context
 
@@ -379,8 +380,7 @@ class Connection(TCPServer):
         self._context = contextvars.copy_context()
         async with trio.open_nursery() as self._nursery:
             self.protocol = _Http1(self, client, server)
-            with self._reading:
-                await self._read()
+            await self._read()
             self._leave()
             await self.protocol.handle(Closed())
 
@@ -407,7 +407,10 @@ class Connection(TCPServer):
             elif self.phase is _Phase.BODY:
                 self.wait_for(_Phase.BODY, self.limits.body_timeout)
             await self.protocol.handle(RawData(data))
-            await self.protocol.room()
+            if not self.gone and self.protocol.is_ahead:
+                with trio.CancelScope() as self._pausing:
+                    await self.protocol.room()
+                self._pausing = None
 
     async def _receive(self) -> bytes:
         """The next bytes; none when there will be none."""
@@ -607,7 +610,8 @@ class Connection(TCPServer):
             vars(self.stream)["aclose"] = (
                 _closed  # Trio's server closes once more, with a cancel scope and two checkpoints
             )
-        self._reading.cancel()
+        if self._pausing is not None:
+            self._pausing.cancel()
         for waiting in (self._sent, self._work):
             if waiting is not None:
                 waiting.unpark_all()
@@ -1188,8 +1192,16 @@ class _Http1(H11Protocol):
             self.owner.reset("sent what could not be handled")
             contain(error, "A connection failed")
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the client is so far ahead of the application that the reader is to wait."""
+        stream = self.stream
+        if isinstance(stream, _Request) and stream.inbox.bytes > BODY_AHEAD:
+            return True
+        return self._paused and len(self.connection.trailing_data[0]) > self.owner.limits.max_header_bytes
+
     async def room(self) -> None:
-        """Wait, in the reader, while the client is too far ahead of the application."""
+        """Wait, in the reader, until the client is no longer too far ahead of the application."""
         owner = self.owner
         stream = self.stream
         if isinstance(stream, _Request) and stream.inbox.bytes > BODY_AHEAD:
@@ -1197,7 +1209,7 @@ class _Http1(H11Protocol):
             await stream.inbox.wait_below(BODY_AHEAD // 2)
             if owner.phase is _Phase.BODY:
                 owner.wait_for(_Phase.BODY, owner.limits.body_timeout)
-        elif self._paused and len(self.connection.trailing_data[0]) > owner.limits.max_header_bytes:
+        else:
             # Not reading also means not noticing that the client has left: for a while only.
             with trio.move_on_after(owner.limits.header_timeout) as scope:
                 self._recycled = self._recycled or trio.lowlevel.ParkingLot()

@@ -83,6 +83,7 @@ class Guard:
             if await self._admits(scope, headers, exchange):
                 if self._services.authenticator.required:  # else everybody has the same name, which says nothing
                     bound = {**bound, **structlog.contextvars.bind_contextvars(principal=scope[PRINCIPAL].name)}
+                del headers  # an idle stream would hold them
                 await self._app(scope, receive, exchange.send)
         finally:
             self._answered(scope, exchange.status, trio.current_time() - began)

@@ -142,10 +142,7 @@ def add_websocket(app: HectorQuart, services: Services) -> Shortcut:
         wire = QuartWire(websocket._get_current_object())  # type: ignore[attr-defined]
         await Socket(services, agent_id, wire).serve()
 
-    async def serve(wire: Wire, agent_id: str) -> None:
-        await Socket(services, agent_id, wire).serve()
-
-    return Shortcut(app, services, serve)
+    return Shortcut(app, services, lambda wire, agent_id: Socket(services, agent_id, wire).serve())
 
 
 class BinaryFrame(bytes):

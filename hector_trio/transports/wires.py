@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol, cast
 
@@ -145,7 +145,7 @@ class DirectWire:
         await self._send({"type": "websocket.close", "code": code, "reason": ""})
 
 
-Serve = Callable[[Wire, str], Any]
+Serve = Callable[[Wire, str], Awaitable[None]]
 
 
 class Shortcut:
@@ -164,10 +164,15 @@ class Shortcut:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         stream: ServerStream | None = scope.get(DIRECT)
-        if stream is not None and (agent_id := self._agent_of(scope)) is not None:
-            await self._serve_stream(scope, stream, receive, send, agent_id)
-        else:
+        agent_id = None if stream is None else self._agent_of(scope)
+        if stream is None or agent_id is None:
             await self._quart(scope, receive, send)  # type: ignore[arg-type]
+            return
+        scope[ROUTE] = STREAM
+        await receive()  # websocket.connect
+        wire = DirectWire(scope, stream, receive, send)
+        await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
+        await self._serve(wire, agent_id)
 
     def _agent_of(self, scope: dict[str, Any]) -> str | None:
         match = _PATH.match(local_path(scope))
@@ -177,15 +182,6 @@ class Shortcut:
         if self._services.metrics.open_streams("websocket") >= self._services.settings.limits.sockets:
             return None
         return match[1] if _hooks(self._quart) == self._ours else None
-
-    async def _serve_stream(
-        self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send, agent_id: str
-    ) -> None:
-        scope[ROUTE] = STREAM
-        await receive()  # websocket.connect
-        wire = DirectWire(scope, stream, receive, send)
-        await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
-        await self._serve(wire, agent_id)
 
 
 def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
