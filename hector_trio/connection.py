@@ -861,7 +861,10 @@ class _WebSocket(_Application, WSStream):
         elif self.closed:
             pass
         elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
-            await self._receive(bytes(cast(Data, event).data))
+            while self._early and not self.closed:  # the application is taking it: this stands behind it
+                await trio.lowlevel.checkpoint()
+            if not self.closed:
+                await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
             self._early += cast(Data, event).data
         else:
@@ -1077,10 +1080,11 @@ class _WebSocket(_Application, WSStream):
         self.open = True
         self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
-        if self._early:
-            early = bytes(self._early)
+        try:
+            if self._early:
+                await self._receive(bytes(self._early))
+        finally:
             self._early.clear()
-            await self._receive(early)
 
 
 class _Http1(H11Protocol):
