@@ -897,7 +897,7 @@ class _WebSocket(_Application, WSStream):
                 except UnicodeDecodeError:
                     return data[start:]
                 if self.open and not self.inbox.put(
-                    {"type": "websocket.receive", "bytes": None, "text": text}, len(text)
+                    {"type": "websocket.receive", "bytes": None, "text": text}, len(payload)
                 ):
                     await self.fail(1008, "too many unread messages")
             elif first == frames.PING:

@@ -797,6 +797,20 @@ async def test_unread_messages_hide_no_disconnect_and_are_bounded(number: int, s
     assert len(told.events) <= 1025
 
 
+async def test_unread_messages_are_bounded_by_their_bytes_not_their_characters() -> None:
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await trio.sleep_forever()
+
+    limits = ConnectionLimits(max_unread_bytes=3000, linger_timeout=0.2)
+    async with running(asgi(websocket=websocket), limits) as server, server.websocket() as peer:
+        with trio.fail_after(5):
+            await peer.send(client_frame(0x81, "€".encode() * 10) * 100 + client_frame(0x89, b"full"))
+            assert await peer.frame() == (0x8A, b"full")
+            await peer.send(client_frame(0x81, b"x"))
+            assert await peer.close_code() == 1008
+
+
 async def test_a_handler_that_reads_takes_any_number_of_messages_in_one_packet() -> None:
     seen: list[str] = []
 
