@@ -492,6 +492,8 @@ class Connection(TCPServer):
         if self.gone or self.finishing:
             return
         if self._corked is not None:
+            if not self._corked:  # whoever collects may be made to wait by others, who know nothing of this
+                trio.lowlevel.current_trio_token().run_sync_soon(self._let_go, idempotent=True)
             self._corked.append(data)
             if len(data) > MAX_CORKED:
                 self._uncork([])
@@ -514,7 +516,8 @@ class Connection(TCPServer):
 
     @contextmanager
     def corked(self) -> Iterator[None]:
-        """What is written inside leaves in one write, in order, at the end or when somebody waits for the socket."""
+        """What is written inside leaves in one write, in order: at the end, when somebody waits for the socket, and at
+        the latest at the next turn of the loop."""
         if self._corked is not None:
             yield
             return
@@ -529,6 +532,10 @@ class Connection(TCPServer):
         if corked:
             self.write(b"".join(corked))
         self._corked = then
+
+    def _let_go(self) -> None:
+        if self._corked:
+            self._uncork([])
 
     @property
     def is_corked(self) -> bool:
@@ -1035,7 +1042,7 @@ class _WebSocket(_Application, WSStream):
             else:
                 self.owner.write(frames.frame(frames.TEXT if text is not None else frames.BINARY, payload))
             if self.owner.is_corked and self.owner.spend():
-                return  # nobody else has run since the last checkpoint, nor will before the next
+                return  # the next checkpoint is not far
         elif self.open and kind == "websocket.close":
             self.state = ASGIWebsocketState.CLOSED
             self._send_close(int(message.get("code") or 1000), message.get("reason") or "")

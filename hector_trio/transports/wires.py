@@ -99,7 +99,7 @@ class QuartWire:
 
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
         send = self._websocket.send
-        with self._corked():
+        with self._corked() if len(payloads) > 1 else nullcontext():
             for payload in payloads:
                 await send(payload if binary else payload.decode())
 

@@ -154,6 +154,38 @@ async def test_beside_the_root_path_there_is_no_stream() -> None:
         assert (await rejected(server)).status_code == 404
 
 
+@pytest.mark.parametrize("kind", ["receiver", "middleware"])
+async def test_who_takes_time_over_each_message_holds_none_back_that_was_sent(kind: str) -> None:
+    got = trio.Event()
+
+    def prepare(app: QuartTrio) -> None:
+        inner = app.asgi_app
+
+        async def look(message: Any) -> None:
+            await got.wait()
+
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            async def slow(message: Any) -> None:
+                await send(message)
+                if message["type"] == "websocket.send":
+                    await got.wait()
+
+            await inner(scope, receive, slow)
+
+        if kind == "receiver":
+            websocket_sent.connect(look, weak=False)
+        else:
+            app.asgi_app = wrapped  # type: ignore[method-assign]
+
+    async with serving(prepare=[prepare]) as server, connected(server) as peer:
+        await peer.ask("Count to 30")
+        with trio.fail_after(5):
+            first = await peer.read()
+        got.set()
+        assert first["seq"] == 1
+        assert (await peer.read_to_final())[-1]["status"] == "completed"
+
+
 async def test_a_hook_that_refuses_is_obeyed() -> None:
     def prepare(app: QuartTrio) -> None:
         @app.before_websocket
