@@ -491,6 +491,8 @@ class Connection(TCPServer):
     def write(self, data: bytes) -> None:
         """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
         if self.is_corked:
+            if not self._corked:  # whoever collects may be made to wait by others, who know nothing of this
+                trio.lowlevel.current_trio_token().run_sync_soon(self._let_go, idempotent=True)
             self._corked.append(data)
             if len(data) > MAX_CORKED:
                 self._uncork()
@@ -516,7 +518,8 @@ class Connection(TCPServer):
 
     @contextmanager
     def corked(self) -> Iterator[None]:
-        """What is written inside leaves in one write, in order, at the end or when somebody waits for the socket."""
+        """What is written inside leaves in one write, in order: at the end, when somebody waits for the socket, and at
+        the latest at the next turn of the loop."""
         if self.is_corked:
             yield
             return
@@ -531,6 +534,11 @@ class Connection(TCPServer):
         if self._corked:
             corked, self._corked = self._corked, []
             self.write(b"".join(corked))
+
+    def _let_go(self) -> None:
+        if self._corked:
+            self._uncork()
+            self.is_corked = True
 
     @property
     def full(self) -> bool:
@@ -858,7 +866,10 @@ class _WebSocket(_Application, WSStream):
         elif self.closed:
             pass
         elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
-            await self._receive(bytes(cast(Data, event).data))
+            while self._early and not self.closed:  # the application is taking it: this stands behind it
+                await trio.lowlevel.checkpoint()
+            if not self.closed:
+                await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
             self._early += cast(Data, event).data
         else:
@@ -891,7 +902,7 @@ class _WebSocket(_Application, WSStream):
                 except UnicodeDecodeError:
                     return data[start:]
                 if self.open and not self.inbox.put(
-                    {"type": "websocket.receive", "bytes": None, "text": text}, len(text)
+                    {"type": "websocket.receive", "bytes": None, "text": text}, len(payload)
                 ):
                     await self.fail(1008, "too many unread messages")
             elif first == frames.PING:
@@ -1030,7 +1041,7 @@ class _WebSocket(_Application, WSStream):
             else:
                 owner.write(frames.frame(frames.TEXT if text is not None else frames.BINARY, payload))
             if owner.is_corked and owner.spend():
-                return  # nobody else has run since the last checkpoint, nor will before the next
+                return  # the next checkpoint is not far
         elif self.open and kind == "websocket.close":
             self.state = ASGIWebsocketState.CLOSED
             self._send_close(int(message.get("code") or 1000), message.get("reason") or "")
@@ -1075,10 +1086,11 @@ class _WebSocket(_Application, WSStream):
         self.open = True
         self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
-        if self._early:
-            early = bytes(self._early)
+        try:
+            if self._early:
+                await self._receive(bytes(self._early))
+        finally:
             self._early.clear()
-            await self._receive(early)
 
 
 class _Http1(H11Protocol):
