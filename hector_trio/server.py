@@ -265,6 +265,8 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
             metadata=each.metadata,
             grace=each.grace,
             max_grace=each.max_grace,
+            replies=isinstance(each, PythonAgent) and each.replies,
+            a2a=each.a2a,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
