@@ -116,6 +116,39 @@ class Segment(Struct, frozen=True):
     data: bytes
 
 
+class Push(Struct, frozen=True):
+    """A webhook that is to be told of a task, and how far it was."""
+
+    key: int
+    """The task's."""
+    config_id: str
+    """Unique among the webhooks of the task."""
+    url: str
+    created_at: int
+    instance: str
+    """Who tells it."""
+    seq: int = 0
+    """The last chunk that was delivered or given up."""
+    token: str | None = None
+    scheme: str | None = None
+    credentials: str | None = None
+    over_at: int | None = None
+    """When there was nothing more to tell."""
+
+    def __repr__(self) -> str:
+        """Without what is secret, which may be anywhere in it."""
+        return f"Push(key={self.key}, config_id={self.config_id!r}, seq={self.seq}, over_at={self.over_at})"
+
+
+class PushMove(Struct, frozen=True):
+    """How far a webhook has been told by now."""
+
+    key: int
+    config_id: str
+    seq: int
+    over_at: int | None = None
+
+
 class StoreStatistics(Struct, frozen=True):
     size_bytes: int
     commits: int
@@ -213,6 +246,24 @@ class Store(Protocol):
     async def take_over(self, instance: str) -> list[TaskRow]:
         """Makes every task that has not ended and belongs to a dead instance ``instance``'s; returns all of them in
         order of acceptance. (A store used by one process alone: every other instance is dead.)"""
+
+    # --- webhooks: they go with their task
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        """Keeps a webhook, in the place of the one of that task and id if there is one. Raises: TaskNotFound,
+        RateLimited when the task has ``limit`` others."""
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        """A task's webhooks by their ids; of a task that is gone: none."""
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        """Idempotent."""
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        """Keeps how far each has been told; returns the tasks and ids of those that are gone. Each comes once."""
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        """As ``take_over``: makes every webhook that is not over, and is a dead instance's, ``instance``'s; returns
+        all of them in the order of their tasks."""
 
     # --- sessions
     async def create_session(self, row: SessionRow, *, limit: int) -> None:

@@ -33,6 +33,8 @@ from hector_trio.stores import (
     Idempotency,
     NewTask,
     Page,
+    Push,
+    PushMove,
     Segment,
     State,
     StoreStatistics,
@@ -87,6 +89,7 @@ class _Task:
         self.log: list[Segment] = []
         self.used_by: list[tuple[str, str, str]] = []
         """The idempotency keys that lead here (some may lead elsewhere by now)."""
+        self.pushes: dict[str, Push] = {}
 
 
 class MemoryStore:
@@ -329,6 +332,48 @@ class MemoryStore:
         for task in orphans:
             task.row = replace(task.row, instance=instance)
         return [_task_out(task.row) for task in orphans]
+
+    # --- webhooks -----------------------------------------------------------------------------------------------------
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        await self._begin()
+        task = self._tasks.get(push.key)
+        if task is None:
+            raise TaskNotFound("The task is gone")
+        if len(task.pushes.keys() - {push.config_id}) >= limit:
+            raise RateLimited(f"A task can have no more than {limit} push notification configurations")
+        task.pushes[push.config_id] = push
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = self._tasks.get(key)
+        return [] if task is None else [task.pushes[name] for name in sorted(task.pushes)]
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        await self._begin()
+        if (task := self._tasks.get(key)) is not None:
+            task.pushes.pop(config_id, None)
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        await self._begin()
+        gone = set()
+        for move in moves:
+            task = self._tasks.get(move.key)
+            if task is None or move.config_id not in task.pushes:
+                gone.add((move.key, move.config_id))
+            else:
+                push = task.pushes[move.config_id]
+                task.pushes[move.config_id] = replace(push, seq=move.seq, over_at=move.over_at)
+        return frozenset(gone)
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        await self._begin()
+        found = []
+        for task in self._tasks.values():
+            for name, push in sorted(task.pushes.items()):
+                if push.over_at is None:
+                    task.pushes[name] = replace(push, instance=instance)
+                    found.append(task.pushes[name])
+        return found
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def create_session(self, row: SessionRow, *, limit: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a store that knows another one is older (and migrated) or newer (and refused)."""
 
 NEVER = 2**63 - 1
@@ -165,4 +165,26 @@ idempotency = Table(
     Column("task_key", _KEY, _parent("tasks.key"), nullable=False),
     Index("ix_idempotency_expiry", "expires_at"),
     Index("ix_idempotency_task", "task_key"),
+)
+
+pushes = Table(
+    "pushes",
+    tables,
+    Column("task_key", _KEY, _parent("tasks.key"), primary_key=True, autoincrement=False),
+    Column("config_id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("token", Text),
+    Column("scheme", Text),
+    Column("credentials", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    # when there was nothing more to tell
+    Column("over_at", BigInteger),
+    Index(
+        "ix_pushes_open",
+        "task_key",
+        sqlite_where=text("over_at IS NULL"),
+        postgresql_where=text("over_at IS NULL"),
+    ),
 )

@@ -25,9 +25,12 @@ from hector_trio.stores import (
     Idempotency,
     NewTask,
     Page,
+    Push,
+    PushMove,
     Segment,
     State,
     StoreStatistics,
+    sql_push,
     sql_removal,
     sql_sessions,
     sql_tasks,
@@ -262,6 +265,22 @@ class SqlStore:
             return sql_tasks.take_over(connection, instance)
 
         return await self._writer.run(take)
+
+    # --- webhooks -----------------------------------------------------------------------------------------------------
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        await self._writer.run(lambda c: sql_push.put(c, push, limit))
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        return await self._read(lambda c: sql_push.of_task(c, key))
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        await self._writer.run(lambda c: sql_push.remove(c, key, config_id))
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        return await self._writer.run(lambda c: sql_push.move(c, moves))
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        return await self._writer.run(lambda c: sql_push.take_over(c, instance))
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def create_session(self, row: SessionRow, *, limit: int) -> None:

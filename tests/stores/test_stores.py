@@ -25,7 +25,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
-from hector_trio.stores import Change, Page, Segment, Store
+from hector_trio.stores import Change, Page, Push, PushMove, Segment, Store
 from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
@@ -846,3 +846,89 @@ async def test_every_refusal_leaves_the_store_as_it_was(store: Store) -> None:
             await refused
     assert [await store.list_tasks("alice"), await store.list_sessions("alice", now=NOW)] == before
     assert await store.find_idempotent("alice", idempotency(), now=NOW) is None
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+def push(key: int, config_id: str = "c", **members: Any) -> Push:
+    return Push(key, config_id, "https://example.com/hook", NOW, members.pop("instance", ME), **members)
+
+
+async def test_a_webhook_is_kept_as_it_is_until_it_is_deleted(store: Store) -> None:
+    row = await accept(store)
+    one = push(row.key, token="t", scheme="Bearer", credentials="c", seq=3)
+    other = push(row.key, "b")
+    for each in (one, other):
+        await store.put_push(each, limit=2)
+    assert await store.list_pushes(row.key) == [other, one]
+    for _ in range(2):
+        await store.delete_push(row.key, "c")
+        assert await store.list_pushes(row.key) == [other]
+    await store.delete_push(row.key + 1, "b")
+    assert await store.list_pushes(row.key + 1) == []
+
+
+async def test_a_webhook_takes_the_place_of_the_one_with_its_id_and_there_are_no_more_than_allowed(
+    store: Store,
+) -> None:
+    row = await accept(store)
+    await store.put_push(push(row.key, token="t", over_at=NOW), limit=1)
+    again = push(row.key, seq=7, scheme="Basic")
+    await store.put_push(again, limit=1)
+    with pytest.raises(RateLimited):
+        await store.put_push(push(row.key, "d"), limit=1)
+    assert await store.list_pushes(row.key) == [again]
+    with pytest.raises(TaskNotFound):
+        await store.put_push(push(row.key + 1), limit=1)
+
+
+async def test_how_far_a_webhook_is_told_is_kept_and_of_those_that_are_gone_the_caller_learns(store: Store) -> None:
+    row, deleted = await accept(store), await ended(store, "deleted")
+    for each in (push(row.key), push(row.key, "d"), push(deleted.key)):
+        await store.put_push(each, limit=9)
+    await store.delete_task("alice", "a", "deleted")
+    moves = [
+        PushMove(row.key, "c", 4),
+        PushMove(row.key, "d", 5, over_at=NOW),
+        PushMove(row.key, "e", 1),
+        PushMove(deleted.key, "c", 1),
+    ]
+    assert await store.move_pushes(moves) == {(row.key, "e"), (deleted.key, "c")}
+    assert await store.list_pushes(row.key) == [push(row.key, seq=4), push(row.key, "d", seq=5, over_at=NOW)]
+    assert await store.list_pushes(deleted.key) == []
+    with pytest.raises(TaskNotFound):
+        await store.put_push(push(deleted.key), limit=9)
+
+
+async def test_the_webhooks_of_a_dead_instance_that_are_not_over_are_taken_over(store: Store) -> None:
+    first, second = await accept(store), await ended(store, "u")
+    await store.put_push(push(second.key, instance="dead"), limit=9)
+    await store.put_push(push(first.key, instance="dead", token="t", seq=2), limit=9)
+    await store.put_push(push(first.key, "over", instance="dead", over_at=NOW), limit=9)
+    await store.put_push(push(first.key, "mine"), limit=9)
+    taken = [push(first.key, token="t", seq=2), push(first.key, "mine"), push(second.key)]
+    assert await store.take_over_pushes(ME) == taken
+    assert await store.take_over_pushes(ME) == taken
+    over = push(first.key, "over", instance="dead", over_at=NOW)
+    assert await store.list_pushes(first.key) == [*taken[:2], over]
+
+
+async def test_webhooks_go_with_their_tasks_and_these_with_their_session_and_their_time(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    rows = [await ended(store, "s1", session_id="s"), await accept(store, "s2", session_id="s")]
+    rows.append(await ended(store, "old"))
+    for row in rows:
+        await store.put_push(push(row.key), limit=9)
+    await store.delete_session("alice", "s")
+    await store.sweep(now=NOW + 1, tasks_ended_before=NOW + 1, limit=9)
+    for row in rows:
+        assert await store.list_pushes(row.key) == []
+    assert await store.take_over_pushes("next") == []
+
+
+def test_what_is_secret_of_a_webhook_is_not_shown() -> None:
+    shown = repr(push(1, token="abc", scheme="Bearer", credentials="def"))
+    assert "abc" not in shown
+    assert "def" not in shown
+    assert "example.com" not in shown
