@@ -41,6 +41,7 @@ from hector_trio.errors import ConfigError, StartError
 from hector_trio.observability import Metrics, configure, keep_tracebacks_plain, watch_loop
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
+from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services
 from hector_trio.transports.guard import Guard
@@ -88,11 +89,22 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
             open_engine(store, served, settings, instance=instance, observer=metrics, uploads=uploads)
         )
         metrics.watch(engine, store, connection.statistics)
+        push = None
+        if settings.push.enabled:
+            push = await stack.enter_async_context(open_push(engine, settings.push, observer=metrics))
+            metrics.watch_push(push)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
         nursery.start_soon(uploads.sweep_for_ever)
         services = Services(
-            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server), watch
+            engine,
+            uploads,
+            settings,
+            Authenticator(settings.auth),
+            metrics,
+            _only_loopback(settings.server),
+            watch,
+            push,
         )
         try:
             yield App(services)

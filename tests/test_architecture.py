@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
-CORE = {"a2a", "errors", "config", "models", "task", "session", "sse"}
-WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads"}
+CORE = {"a2a", "errors", "config", "models", "task", "session", "sse", "reach", "waiting"}
+WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads", "push", "webhook"}
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "observability",
     "server", "transports",
@@ -20,7 +20,7 @@ EDGE = {
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
-    "server", "connection", "engine", "observability", "client/stream", "client/websocket", "cli",
+    "server", "connection", "engine", "observability", "push", "client/stream", "client/websocket", "cli",
     "transports/websocket", "transports/sse", "transports/quart_app",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -82,8 +82,8 @@ def extensions(about: A2a, base: str) -> list[a2a.AgentExtension]:
     return declared
 
 
-def card(about: About, base: str, *, secured: bool, extended: bool = False) -> a2a.AgentCard:
-    """The card of an agent below ``base``. ``secured``: a bearer token is needed."""
+def card(about: About, base: str, *, secured: bool, push: bool = False, extended: bool = False) -> a2a.AgentCard:
+    """The card of an agent below ``base``. ``secured``: a bearer token is needed; ``push``: webhooks are told."""
     here = f"{base}/a2a/{about.agent_id}"
     options = about.a2a
     description = about.description or about.name
@@ -106,7 +106,7 @@ def card(about: About, base: str, *, secured: bool, extended: bool = False) -> a
         version=about.version,
         capabilities=a2a.AgentCapabilities(
             streaming=options.streaming,
-            push_notifications=False,
+            push_notifications=push,
             extensions=extensions(options, base) or None,
             extended_agent_card=secured,
         ),

@@ -164,8 +164,9 @@ class _Building:
 class TaskView:
     """A task as A2A sees it, chunk by chunk: each gives the events that it is, and all together give the Task."""
 
-    def __init__(self, task_id: str, session_id: str | None, created_at: int) -> None:
-        """``created_at`` in milliseconds since the epoch."""
+    def __init__(self, task_id: str, session_id: str | None, created_at: int, *, keep: bool = True) -> None:
+        """``created_at`` in milliseconds since the epoch. ``keep``: whether what the chunks say is kept; for somebody
+        who wants the events only, the ids of the artifacts are enough."""
         self.task_id = task_id
         self.context_id = context_of(task_id, session_id)
         self.seq = 0
@@ -175,6 +176,9 @@ class TaskView:
         """Whether a part of the log is no longer held."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
+        self._keep = keep
+        self._begun: set[str] = set()
+        """The ids of artifacts of which something has come."""
         self._artifacts: dict[str, _Building] = {}
 
     @property
@@ -278,12 +282,15 @@ class TaskView:
         if isinstance(about, ArtifactChunk):
             part = Part(**_content(chunk, about), filename=about.filename, metadata=about.part_metadata)
             artifact = Artifact(about.id, [part], about.name, about.description, about.metadata, about.extensions)
-            append = about.append and about.id in self._artifacts
+            append = about.append and about.id in self._begun
             last = about.last
         else:
             artifact = Artifact(OUTPUT, [Part(**_content(chunk, None))])
-            append, last = OUTPUT in self._artifacts, False
-        if append:
+            append, last = OUTPUT in self._begun, False
+        self._begun.add(artifact.artifact_id)
+        if not self._keep:
+            pass
+        elif append:
             self._artifacts[artifact.artifact_id].add(artifact.parts[0])
         else:
             self._artifacts[artifact.artifact_id] = _Building(artifact)

@@ -177,6 +177,33 @@ class UploadSettings(Struct, frozen=True):
     """Seconds after its last byte, or after the last task that used it could have ended, that an upload is kept."""
 
 
+class PushSettings(Struct, frozen=True):
+    """Webhooks that A2A clients name, to be told of their tasks."""
+
+    enabled: bool = True
+    """Whether there are any."""
+    allow: list[str] = field(default_factory=list)
+    """Hosts, addresses or networks that may be called although they are not public; ``*.lan``: all hosts below."""
+    allow_loopback: bool = False
+    """Whether this machine may be called."""
+    timeout: Annotated[float, Meta(gt=0, le=60)] = 15.0
+    """Seconds that a request may take, from looking up the name to the answer."""
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 8
+    """Attempts to deliver an event before it is given up."""
+    backoff: Annotated[float, Meta(gt=0, le=3600)] = 1.0
+    """Seconds between the first two attempts; each further pause is twice as long."""
+    max_backoff: Annotated[float, Meta(gt=0, le=86400)] = 300.0
+    """The longest pause between attempts, also if the webhook asks for a longer one."""
+    per_task: Count = 16
+    """Webhooks of one task."""
+    webhooks: Count = 10_000
+    """Webhooks of all tasks that have not been told everything."""
+    concurrent: Count = 200
+    """Requests under way, in all."""
+    per_host: Count = 8
+    """Requests under way to one host."""
+
+
 class Token(Struct, frozen=True):
     """One bearer token and whose it is."""
 
@@ -347,6 +374,7 @@ class Settings(Struct, frozen=True):
     tasks: Tasks = field(default_factory=Tasks)
     limits: Limits = field(default_factory=Limits)
     uploads: UploadSettings = field(default_factory=UploadSettings)
+    push: PushSettings = field(default_factory=PushSettings)
     log: Log = field(default_factory=Log)
     llms: dict[str, Llm] = field(default_factory=dict)
     """Models by name. ``demo``, the built-in one, is always there unless it is declared otherwise."""

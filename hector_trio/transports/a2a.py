@@ -27,7 +27,7 @@ from hector_trio.models import TaskContext, is_id
 from hector_trio.session import SessionRow
 from hector_trio.stores import Idempotency
 from hector_trio.task import StoredRequest, TaskRow
-from hector_trio.transports import Services
+from hector_trio.transports import Services, a2a_push
 from hector_trio.transports.a2a_stream import Event, Events, Place, TaskEvents, TaskReader
 from hector_trio.transports.a2a_tasks import STATES, history, task_from_row, task_of
 
@@ -143,11 +143,21 @@ async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
     """The task that a message begins or answers. Raises: A2AError, HectorError."""
     message = request.message
     _check_parts(caller, message)
-    configuration = request.configuration
-    if configuration is not None and configuration.task_push_notification_config is not None:
-        raise errors.PushNotificationNotSupportedError("Push notifications are not supported")
+    configuration = request.configuration or a2a.SendMessageConfiguration()
+    wish = None
+    if (config := configuration.task_push_notification_config) is not None:
+        wish = await a2a_push.check(caller, config, "configuration.taskPushNotificationConfig.")
     if message.task_id:
-        return await _answer(caller, message.task_id, message)
+        row = await _answer(caller, message.task_id, message)
+    else:
+        row = await _begin(caller, request)
+    if wish is not None:
+        await a2a_push.pusher_of(caller).add(row, wish, after=row.last_seq)
+    return row
+
+
+async def _begin(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
+    message = request.message
     session_id = await _context(caller, message.context_id)
     stored = StoredRequest(
         input=content_of(message),
@@ -342,33 +352,43 @@ async def _task(caller: Caller, reader: TaskReader, history_length: int | None) 
 
 
 async def create_push_config(caller: Caller, request: a2a.TaskPushNotificationConfig) -> a2a.TaskPushNotificationConfig:
-    raise errors.PushNotificationNotSupportedError("Push notifications are not supported")
+    a2a_push.pusher_of(caller)
+    return await a2a_push.create(caller, await _find(caller, request.task_id or ""), request)
 
 
 async def get_push_config(
     caller: Caller, request: a2a.GetTaskPushNotificationConfigRequest
 ) -> a2a.TaskPushNotificationConfig:
-    raise errors.PushNotificationNotSupportedError("Push notifications are not supported")
+    a2a_push.pusher_of(caller)
+    return await a2a_push.get(caller, await _find(caller, request.task_id), request.id)
 
 
 async def list_push_configs(
     caller: Caller, request: a2a.ListTaskPushNotificationConfigsRequest
 ) -> a2a.ListTaskPushNotificationConfigsResponse:
-    raise errors.PushNotificationNotSupportedError("Push notifications are not supported")
+    a2a_push.pusher_of(caller)
+    return await a2a_push.list_page(caller, await _find(caller, request.task_id), request)
 
 
 async def delete_push_config(caller: Caller, request: a2a.DeleteTaskPushNotificationConfigRequest) -> None:
-    raise errors.PushNotificationNotSupportedError("Push notifications are not supported")
+    a2a_push.pusher_of(caller)
+    await a2a_push.delete(caller, await _find(caller, request.task_id), request.id)
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def card(services: Services, agent: Agent, base: str, *, extended: bool = False) -> a2a.AgentCard:
+    """What an agent says of itself here."""
+    secured, push = services.authenticator.required, services.push is not None and agent.info.a2a.push
+    return cards.card(agent.info, base, secured=secured, push=push, extended=extended)
 
 
 async def get_extended_card(caller: Caller, request: a2a.GetExtendedAgentCardRequest) -> a2a.AgentCard:
     """3.1.11: for clients that have shown who they are; where nobody is asked to, there is none."""
     if not caller.services.authenticator.required:
         raise errors.UnsupportedOperationError("This agent has no extended card")
-    return cards.card(caller.agent.info, caller.base, secured=True, extended=True)
+    return card(caller.services, caller.agent, caller.base, extended=True)
 
 
 OPERATIONS: Final[Mapping[str, Operation]] = {

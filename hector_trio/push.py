@@ -1,0 +1,465 @@
+"""Push notifications: for each webhook a follower of its task's log that POSTs, in nobody's way.
+
+Events come in the order of the log, one after the other, each at least once; what is said while a webhook is slow comes
+joined. How far a webhook has been told is kept, so that the next start goes on there. An event is tried
+``push.attempts`` times, then given up, and what follows gets one attempt each, until the webhook takes something; what
+settles a task (its end, a question) gets all attempts in any case. 410 (Gone) ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import msgspec
+import structlog
+import trio
+from msgspec import Struct
+
+from hector_trio.a2a.mapping import TaskView
+from hector_trio.a2a.types import INTERRUPTED, MEDIA_TYPE, TERMINAL, VERSION, StreamResponse
+from hector_trio.config import PushSettings
+from hector_trio.engine import Engine
+from hector_trio.errors import Gone, HectorError, RateLimited
+from hector_trio.log import Follower, Wakeup, now_ms
+from hector_trio.models import timestamp
+from hector_trio.reach import Reach, Webhook, parse
+from hector_trio.stores import Push, PushMove
+from hector_trio.task import TaskRow, decode_chunk
+from hector_trio.waiting import backoff
+
+if TYPE_CHECKING:
+    import ssl
+
+    from hector_trio.webhook import Answer, Resolve, Webhooks
+
+BATCH: Final = 64
+"""Events that are taken from a log together. What comes after them is joined once it is their turn."""
+
+SAVE_INTERVAL: Final = 0.25
+"""Seconds for which positions are collected before they are stored."""
+
+SAVE_BATCH: Final = 64
+"""Positions that go into one commit: chunks of others wait for it."""
+
+SAVE_LIMIT: Final = 2.0
+"""Seconds that the last positions may take."""
+
+LOOK_AGAIN: Final = 1.0
+"""Seconds until a log is read again that could not be read."""
+
+GONE: Final = 410
+
+Result = Literal["delivered", "failed", "given_up", "gone"]
+
+log = structlog.stdlib.get_logger("hector_trio.push")
+
+
+class Observer(Protocol):
+    """What is told about requests to webhooks, for metrics."""
+
+    def pushed(self, result: Result, seconds: float) -> None: ...
+
+
+class Wish(Struct, frozen=True):
+    """What a client says about a webhook."""
+
+    config_id: str
+    url: str
+    token: str | None = None
+    scheme: str | None = None
+    credentials: str | None = None
+
+
+class Pusher:
+    """See the module. Made by ``open_push``."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: PushSettings,
+        nursery: trio.Nursery,
+        observer: Observer | None = None,
+        tls: ssl.SSLContext | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._settings = settings
+        self._tls = tls
+        self._resolve = resolve
+        self._made: Webhooks | None = None
+        self._making = trio.Lock()
+        self._nursery = nursery
+        self._observer = observer
+        self._lanes = _Lanes(settings.concurrent, settings.per_host)
+        self._open: dict[tuple[int, str], _Delivery] = {}
+        self._adding = 0
+        self._moves: dict[_Delivery, PushMove] = {}
+        self._moved = Wakeup()
+
+    @property
+    def open(self) -> int:
+        """Webhooks that have not been told everything."""
+        return len(self._open)
+
+    # --- what clients ask for
+
+    async def check(self, url: str) -> None:
+        """Raises: ValueError, NotReachable (``reach``) for an address that is not called; RateLimited."""
+        self._check_room()
+        webhook = parse(url)
+        await (await self._webhooks()).check(webhook)
+
+    async def _webhooks(self) -> Webhooks:
+        """Made for the first webhook there is, in a thread: importing an HTTP client takes a tenth of a second."""
+        async with self._making:
+            if self._made is None:
+                made = await trio.to_thread.run_sync(import_module, "hector_trio.webhook")
+                settings = self._settings
+                reach = Reach(settings.allow, loopback=settings.allow_loopback)
+                self._made = made.Webhooks(reach, settings.timeout, tls=self._tls, resolve=self._resolve)
+        return self._made
+
+    def _check_room(self) -> None:
+        if len(self._open) + self._adding >= self._settings.webhooks:
+            raise RateLimited(f"{self._settings.webhooks} webhooks are being told already", retry_after=60)
+
+    async def add(self, row: TaskRow, wish: Wish, *, after: int | None = None) -> Push:
+        """Keeps a webhook of a task and begins to tell it what comes, or (``after``) what has come after that chunk.
+
+        One in the place of another goes on where that was. Of a task that has ended, the end is told.
+        Raises: TaskNotFound, RateLimited, StoreUnavailable; ValueError for a URL that ``check`` refuses.
+        """
+        webhook = parse(wish.url)
+        name = (row.key, wish.config_id)
+        if name not in self._open:
+            self._check_room()
+        self._adding += 1
+        try:
+            known = {each.config_id: each.seq for each in await self._store.list_pushes(row.key)}.get(wish.config_id)
+            push = Push(
+                row.key,
+                wish.config_id,
+                wish.url,
+                now_ms(),
+                self._engine.instance,
+                self._position(row, after) if known is None else known,
+                wish.token,
+                wish.scheme,
+                wish.credentials,
+            )
+            await self._store.put_push(push, limit=self._settings.per_task)
+        finally:
+            self._adding -= 1
+        before = self._forget(name)
+        seq = push.seq if before is None else max(push.seq, before.seq)
+        self._start(_Delivery(push, webhook, seq, quiet=known is None and after is None))
+        return push
+
+    def _position(self, row: TaskRow, after: int | None) -> int:
+        if after is not None:
+            return after
+        last = self._engine.last_seq(row)
+        return last - 1 if row.ended and last else last
+
+    async def list(self, row: TaskRow) -> list[Push]:
+        """The webhooks of a task by their ids."""
+        return await self._store.list_pushes(row.key)
+
+    async def remove(self, row: TaskRow, config_id: str) -> None:
+        """Idempotent. Nothing is sent any more when it returns."""
+        await self._store.delete_push(row.key, config_id)
+        self._forget((row.key, config_id))
+
+    def _forget(self, name: tuple[int, str]) -> _Delivery | None:
+        delivery = self._open.pop(name, None)
+        if delivery is not None:
+            delivery.scope.cancel()
+            self._moves.pop(delivery, None)
+        return delivery
+
+    # --- one webhook
+
+    async def recover(self) -> None:
+        """Goes on where the last start of the server, or a dead instance, was."""
+        for push in await self._store.take_over_pushes(self._engine.instance):
+            try:
+                webhook = parse(push.url)
+            except ValueError as error:  # another version was less strict
+                log.warning("push_ended", because=str(error), config_id=push.config_id)
+            else:
+                self._start(_Delivery(push, webhook, push.seq))
+
+    def _start(self, delivery: _Delivery) -> None:
+        self._open[delivery.name] = delivery
+        self._nursery.start_soon(self._deliver, delivery, name=f"push {delivery.push.config_id}")
+
+    async def _deliver(self, delivery: _Delivery) -> None:
+        with delivery.scope:
+            try:
+                if await self._tell_all(delivery):
+                    self._move(delivery, delivery.seq, over_at=now_ms())
+            except Exception:
+                log.exception("push_failed", config_id=delivery.push.config_id)  # others go on
+        if self._open.get(delivery.name) is delivery:
+            del self._open[delivery.name]
+
+    async def _tell_all(self, delivery: _Delivery) -> bool:
+        """Returns when there is nothing more to tell: whether that is to be kept."""
+        reader: _Reader | None = None
+        while True:
+            try:
+                if reader is None:
+                    row = await self._store.get_task_by_key(delivery.push.key)
+                    if row is None:
+                        return False
+                    if row.ended and delivery.seq >= row.last_seq:
+                        return True
+                    reader = _Reader(self._engine, row)
+                    await reader.catch_up(delivery.seq, quiet=delivery.quiet)
+                    delivery.quiet = False
+                events = await reader.read()
+            except Gone:
+                return True
+            except HectorError:
+                reader = None
+                await self._wait_for_log()
+                continue
+            for event in events:
+                if event.payload is not None and not await self._tell(delivery, reader.row, event.payload):
+                    return True
+                self._move(delivery, event.seq)
+            if not events or reader.view.ended:
+                return True
+
+    async def _wait_for_log(self) -> None:
+        if self._engine.draining:
+            await trio.sleep_forever()  # the next start goes on
+        await trio.sleep(LOOK_AGAIN)
+
+    async def _tell(self, delivery: _Delivery, row: TaskRow, event: StreamResponse) -> bool:
+        """Delivers one event or gives it up; ``False``: the webhook wants no more."""
+        body = msgspec.json.encode(event)
+        attempts = self._settings.attempts if delivery.patient or _settles(event) else 1
+        tries = 0
+        while True:
+            answer, seconds = await self._post(delivery, body)
+            tries += 1
+            if answer.delivered:
+                delivery.patient = True
+                self._observe("delivered", seconds)
+                return True
+            ids = {"task_id": row.task_id, "config_id": delivery.push.config_id, "webhook": delivery.webhook.origin}
+            if answer.status == GONE:
+                self._observe("gone", seconds)
+                log.info("push_ended", because="the webhook says that it is gone", **ids)
+                return False
+            if tries >= attempts:
+                self._observe("given_up", seconds)
+                log.warning("push_given_up", because=answer.reason, attempts=tries, **ids)
+                delivery.patient = False
+                return True
+            self._observe("failed", seconds)
+            log.info("push_attempt_failed", because=answer.reason, attempt=tries, **ids)
+            wait = backoff(tries, self._settings.backoff, self._settings.max_backoff, answer.retry_after)
+            await trio.sleep(wait)
+
+    async def _post(self, delivery: _Delivery, body: bytes) -> tuple[Answer, float]:
+        async with self._lanes.place(delivery.webhook.host):
+            webhooks = await self._webhooks()
+            began = trio.current_time()
+            answer = await webhooks.post(delivery.webhook, delivery.headers(), body)
+            return answer, trio.current_time() - began
+
+    def _observe(self, result: Result, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer.pushed(result, seconds)
+
+    # --- positions
+
+    def _move(self, delivery: _Delivery, seq: int, *, over_at: int | None = None) -> None:
+        if seq == delivery.seq and over_at is None:
+            return
+        delivery.seq = seq
+        key, config_id = delivery.name
+        self._moves[delivery] = PushMove(key, config_id, seq, over_at)
+        self._moved.wake()
+
+    async def save_for_ever(self) -> None:
+        while True:
+            await self._moved.wait()
+            await trio.sleep(SAVE_INTERVAL)
+            await self.save()
+
+    async def save(self) -> None:
+        """Stores how far the webhooks have been told, and stops telling those that are gone with their tasks."""
+        moves, self._moves = list(self._moves.items()), {}
+        for start in range(0, len(moves), SAVE_BATCH):
+            some = moves[start : start + SAVE_BATCH]
+            try:
+                gone = await self._store.move_pushes([move for _, move in some])
+            except HectorError as error:
+                log.warning("push_positions_not_stored", detail=error.detail)
+                self._moves = dict(moves[start:]) | self._moves
+                self._moved.wake()
+                return
+            for delivery, _ in some:
+                if delivery.name in gone:
+                    delivery.scope.cancel()
+
+
+class _Delivery:
+    """A webhook that is being told."""
+
+    def __init__(self, push: Push, webhook: Webhook, seq: int, *, quiet: bool = False) -> None:
+        self.push = push
+        self.webhook = webhook
+        self.name = (push.key, push.config_id)
+        self.seq = seq
+        """The last chunk that was delivered or given up."""
+        self.quiet = quiet
+        """Whether it knows already that the task is at work."""
+        self.patient = True
+        """Whether the last event was taken, or nothing was tried yet."""
+        self.scope = trio.CancelScope()
+
+    def headers(self) -> Iterator[tuple[str, str]]:
+        yield "Content-Type", MEDIA_TYPE
+        yield "User-Agent", "hector_trio"
+        yield "A2A-Version", VERSION
+        push = self.push
+        if push.scheme is not None and push.credentials is not None:
+            yield "Authorization", f"{push.scheme} {push.credentials}"
+        if push.token is not None:
+            yield "X-A2A-Notification-Token", push.token
+
+
+class _Event(Struct, frozen=True):
+    """What is to be told, and how far the log is told then. ``None``: nothing."""
+
+    seq: int
+    payload: StreamResponse | None
+
+
+class _Reader:
+    """A task's log as events. It is a reader of the log only while it waits for something: who waits for the readers of
+    a task does not wait for a webhook."""
+
+    def __init__(self, engine: Engine, row: TaskRow) -> None:
+        self.row = row
+        self.view = TaskView(row.task_id, row.session_id, row.created_at, keep=False)
+        self._engine = engine
+        agent = engine.agents.get(row.agent_id)
+        self._may_reply = agent is not None and agent.info.replies
+
+    async def catch_up(self, until: int, *, quiet: bool) -> None:
+        """Takes note of what has been told already. Raises: HectorError when the log cannot be read."""
+        view = self.view
+        with self._engine.follow(self.row) as follower:
+            while view.seq < until and follower.ready:
+                for line in await self._lines(follower, min(BATCH, until - view.seq)):
+                    view.take(decode_chunk(line))
+                if follower.ended:
+                    break
+                await trio.lowlevel.checkpoint()
+            if quiet and self._at_work(follower):
+                view.works(timestamp(now_ms()))
+
+    async def read(self) -> list[_Event]:
+        """What comes next, waiting for it; ``[]`` at the end. Raises: HectorError when the log cannot be read."""
+        view = self.view
+        with self._engine.follow(self.row, view.seq) as follower:
+            while not follower.ready:
+                if self._at_work(follower) and (begun := view.works(timestamp(now_ms()))):
+                    return [_Event(view.seq, each) for each in begun]
+                await follower.wakeup.wait()
+            lines = await self._lines(follower, BATCH, join=True)
+        events = []
+        for line in lines:
+            events += self._events(line)
+        return events
+
+    def _events(self, line: bytes) -> list[_Event]:
+        before = self.view.seq
+        replied = self.view.reply is not None
+        chunk = decode_chunk(line)
+        *begun, last = self.view.take(chunk)
+        if replied:  # the message was all there is to tell
+            return [_Event(chunk.seq, None)]
+        if last.message is not None:
+            return [_Event(chunk.seq, last)]
+        return [*(_Event(before, each) for each in begun), _Event(chunk.seq, last)]
+
+    async def _lines(self, follower: Follower, limit: int, *, join: bool = False) -> list[bytes]:
+        lines = await follower.read(limit, join=join)
+        if not lines and follower.failure is not None:
+            raise follower.failure
+        return lines
+
+    def _at_work(self, follower: Follower) -> bool:
+        """Whether a run has begun, or the answer to a question was accepted."""
+        seq = self.view.seq
+        if self._may_reply and not seq:
+            return False  # it may still turn out that there is no task to speak of
+        return follower.status == "running" or (follower.status == "pending" and seq > 0)
+
+
+def _settles(event: StreamResponse) -> bool:
+    """Whether a client that learns this needs nothing of what was before."""
+    status = event.status_update
+    return event.message is not None or (status is not None and status.status.state in TERMINAL | INTERRUPTED)
+
+
+class _Lanes:
+    """So many requests at once, in all and to one host."""
+
+    def __init__(self, most: int, per_host: int) -> None:
+        self._all = trio.Semaphore(most)
+        self._per_host = per_host
+        self._hosts: dict[str, _Lane] = {}
+
+    @asynccontextmanager
+    async def place(self, host: str) -> AsyncIterator[None]:
+        lane = self._hosts.get(host)
+        if lane is None:
+            lane = self._hosts[host] = _Lane(self._per_host)
+        lane.users += 1
+        try:
+            async with lane.places, self._all:
+                yield
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                del self._hosts[host]
+
+
+class _Lane:
+    def __init__(self, places: int) -> None:
+        self.places = trio.Semaphore(places)
+        self.users = 0
+
+
+@asynccontextmanager
+async def open_push(
+    engine: Engine,
+    settings: PushSettings,
+    *,
+    observer: Observer | None = None,
+    tls: ssl.SSLContext | None = None,
+    resolve: Resolve | None = None,
+) -> AsyncIterator[Pusher]:
+    """Push notifications, recovered and running. ``tls``, ``resolve``: see ``Webhooks``. Leaving stops all requests;
+    what was not delivered is at the next start. Raises: StoreUnavailable."""
+    async with trio.open_nursery() as nursery:
+        pusher = Pusher(engine, settings, nursery, observer, tls, resolve)
+        await pusher.recover()
+        nursery.start_soon(pusher.save_for_ever, name="push positions")
+        try:
+            yield pusher
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(SAVE_LIMIT, shield=True):
+                await pusher.save()
