@@ -308,10 +308,8 @@ def _content(chunk: Chunk, about: ArtifactChunk | None) -> dict[str, Any]:
 
 def _reply(context_id: str, chunk: Chunk) -> Message:
     assert isinstance(chunk.reply, str)
-    if chunk.chunk_type == "text":
-        parts = [Part(text=chunk.content)]
-    else:
-        parts = msgspec.convert(chunk.content, list[Part])
+    text = chunk.chunk_type == "text"
+    parts = [Part(text=chunk.content)] if text else msgspec.convert(chunk.content, list[Part])
     return Message(chunk.reply, "ROLE_AGENT", parts, context_id=context_id)
 
 

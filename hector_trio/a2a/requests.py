@@ -57,6 +57,16 @@ def decode(data: bytes | msgspec.Raw, type_: type[T]) -> T:
     return decoded
 
 
+def converted(value: Any, type_: type[T]) -> T:
+    """As ``decode``, of JSON that was read already."""
+    of_type: Any = type_
+    try:
+        result: T = msgspec.convert(value, of_type)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+    return result
+
+
 def from_query(values: dict[str, str], type_: type[T]) -> T:
     """A request from the path and the query (11.5): numbers and booleans are texts there. Raises:
     InvalidParamsError."""
