@@ -16,6 +16,8 @@ FILE = Part(raw=b"Hello from the file\n", filename="output.txt", media_type="tex
 FILE_URL = Part(url="https://example.com/output.txt", filename="output.txt", media_type="text/plain")
 DATA = Part(data={"key": "value", "count": 42})
 
+EXTENSION = "urn:a2a:tck:required-extension"
+
 LONG = 5.0
 """Seconds for which a task can be subscribed to; the kit wants four at least."""
 
@@ -43,15 +45,11 @@ async def replies(ctx: Context) -> None:
 
 
 async def asks(ctx: Context) -> None:
-    if ctx.resume is None:
-        await ctx.ask("What else?")
-    await ctx.emit_text("Thank you")
+    await ctx.ask("What else?")
 
 
 async def asks_for_permission(ctx: Context) -> None:
-    if ctx.resume is None:
-        await ctx.ask("May I?", auth=True)
-    await ctx.emit_text("Thank you")
+    await ctx.ask("May I?", auth=True)
 
 
 async def rejects(ctx: Context) -> None:
@@ -75,6 +73,12 @@ async def takes_a_while(ctx: Context) -> None:
     await ctx.emit_text("Hello from TCK")
 
 
+async def needs_an_extension(ctx: Context) -> None:
+    if ctx.agent_id == "tck-minimal":
+        ctx.require_extension(EXTENSION)
+    await ctx.emit_text("Hello from TCK")
+
+
 BEHAVIOURS: dict[str, Behaviour] = {
     "tck-complete-task": completes,
     "tck-artifact-text": says("Generated text content"),
@@ -94,11 +98,12 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "tck-stream-artifact-chunked": says_in_pieces,
     "test-resubscribe-message-id": takes_long,
     "tck-delayed-complete": takes_a_while,
+    "tck-cap-ext": needs_an_extension,
 }
 
 
 async def tck(ctx: Context) -> None:
-    """Behaves as the longest prefix of the message's id says; anything else completes."""
+    """Behaves as the longest prefix of the message's id says, also of one that answers; anything else completes."""
     message_id = ctx.message.message_id if ctx.message is not None else ""
     named = [prefix for prefix in BEHAVIOURS if message_id.startswith(prefix)]
     await BEHAVIOURS[max(named, key=len, default="tck-complete-task")](ctx)

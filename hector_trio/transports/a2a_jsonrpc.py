@@ -47,7 +47,7 @@ async def answer(call: Call, agent: Agent) -> Reply:
         if isinstance(envelope.id, str | int | float) and not isinstance(envelope.id, bool):
             request_id = envelope.id
         _check(envelope)
-        operation, request, legacy = _understood(call, envelope)
+        operation, request, legacy = _understood(call, agent, envelope)
         caller = caller_of(call, agent, legacy=legacy)
         value = await performed(caller, operation, request)
     except errors.A2AError as error:
@@ -93,10 +93,11 @@ def _check(envelope: Envelope) -> None:
         raise errors.RequestError("id must be a string or a number")
 
 
-def _understood(call: Call, envelope: Envelope) -> tuple[Operation, Any, bool]:
+def _understood(call: Call, agent: Agent, envelope: Envelope) -> tuple[Operation, Any, bool]:
     """The operation, its request, and whether 0.3 is spoken. Raises: A2AError."""
-    version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"))
-    legacy = v03.METHODS.get(envelope.method)
+    spoken = agent.info.a2a.legacy
+    version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"), legacy=spoken)
+    legacy = v03.METHODS.get(envelope.method) if spoken else None
     operation = OPERATIONS.get(envelope.method if legacy is None else legacy)
     if operation is None:
         raise errors.MethodNotFoundError("Method not found", metadata={"method": envelope.method[:128]})
