@@ -13,13 +13,12 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-import msgspec
 import structlog
 import trio
 from msgspec import Struct
 
 from hector_trio.a2a.mapping import TaskView
-from hector_trio.a2a.types import INTERRUPTED, MEDIA_TYPE, TERMINAL, VERSION, StreamResponse
+from hector_trio.a2a.types import INTERRUPTED, MEDIA_TYPE, TERMINAL, VERSION, StreamResponse, encode
 from hector_trio.config import PushSettings
 from hector_trio.engine import Engine
 from hector_trio.errors import Gone, HectorError, RateLimited
@@ -66,11 +65,16 @@ class Observer(Protocol):
 class Wish(Struct, frozen=True):
     """What a client says about a webhook."""
 
-    config_id: str
     url: str
+    config_id: str | None = None
+    """Left out: the task's id."""
     token: str | None = None
     scheme: str | None = None
     credentials: str | None = None
+
+    def __repr__(self) -> str:
+        """Without what is secret."""
+        return f"Wish(config_id={self.config_id!r})"
 
 
 class Pusher:
@@ -134,15 +138,17 @@ class Pusher:
         Raises: TaskNotFound, RateLimited, StoreUnavailable; ValueError for a URL that ``check`` refuses.
         """
         webhook = parse(wish.url)
-        name = (row.key, wish.config_id)
+        config_id = wish.config_id or row.task_id
+        name = (row.key, config_id)
         if name not in self._open:
             self._check_room()
         self._adding += 1
         try:
-            known = {each.config_id: each.seq for each in await self._store.list_pushes(row.key)}.get(wish.config_id)
+            before = await self._store.list_pushes(row.key)
+            known = next((each.seq for each in before if each.config_id == config_id), None)
             push = Push(
                 row.key,
-                wish.config_id,
+                config_id,
                 wish.url,
                 now_ms(),
                 self._engine.instance,
@@ -154,8 +160,8 @@ class Pusher:
             await self._store.put_push(push, limit=self._settings.per_task)
         finally:
             self._adding -= 1
-        before = self._forget(name)
-        seq = push.seq if before is None else max(push.seq, before.seq)
+        old = self._forget(name)
+        seq = push.seq if old is None else max(push.seq, old.seq)
         self._start(_Delivery(push, webhook, seq, quiet=known is None and after is None))
         return push
 
@@ -242,7 +248,7 @@ class Pusher:
 
     async def _tell(self, delivery: _Delivery, row: TaskRow, event: StreamResponse) -> bool:
         """Delivers one event or gives it up; ``False``: the webhook wants no more."""
-        body = msgspec.json.encode(event)
+        body = encode(event)
         attempts = self._settings.attempts if delivery.patient or _settles(event) else 1
         tries = 0
         while True:

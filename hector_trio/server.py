@@ -44,6 +44,7 @@ from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
@@ -120,6 +121,7 @@ class App:
         quart = HectorQuart("hector_trio")
         add_routes(quart, services)
         add_websocket(quart, services)
+        add_a2a(quart, services)
         self._asgi = Guard(quart, services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

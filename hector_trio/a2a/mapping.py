@@ -174,6 +174,9 @@ class TaskView:
         self.status = TaskStatus("TASK_STATE_SUBMITTED", timestamp=timestamp(created_at))
         self.gap = False
         """Whether a part of the log is no longer held."""
+        self.code: str | None = None
+        self.said: str | None = None
+        """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
         self._keep = keep
@@ -243,6 +246,7 @@ class TaskView:
         state: TaskState
         if chunk.status == "failed":
             state = "TASK_STATE_REJECTED" if chunk.code == "rejected" else "TASK_STATE_FAILED"
+            self.code, self.said = str(chunk.code), chunk.content
             metadata = {"code": chunk.code}
             if chunk.retryable is not UNSET:
                 metadata["retryable"] = chunk.retryable
@@ -315,10 +319,8 @@ def _content(chunk: Chunk, about: ArtifactChunk | None) -> dict[str, Any]:
 
 def _reply(context_id: str, chunk: Chunk) -> Message:
     assert isinstance(chunk.reply, str)
-    if chunk.chunk_type == "text":
-        parts = [Part(text=chunk.content)]
-    else:
-        parts = msgspec.convert(chunk.content, list[Part])
+    text = chunk.chunk_type == "text"
+    parts = [Part(text=chunk.content)] if text else msgspec.convert(chunk.content, list[Part])
     return Message(chunk.reply, "ROLE_AGENT", parts, context_id=context_id)
 
 

@@ -6,6 +6,8 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from hector_trio.a2a import errors, requests
 from hector_trio.a2a import types as a2a
 from hector_trio.models import is_id
@@ -39,8 +41,7 @@ async def check(caller: Caller, config: a2a.TaskPushNotificationConfig, where: s
     Raises: PushNotificationNotSupportedError, InvalidParamsError.
     """
     pusher = pusher_of(caller)
-    config_id = config.id or str(uuid.uuid4())
-    if not is_id(config_id):
+    if config.id and not is_id(config.id):
         raise errors.invalid(f"{where}id", "must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ -, not . or ..")
     token, authentication = config.token or None, config.authentication
     scheme = credentials = None
@@ -55,7 +56,7 @@ async def check(caller: Caller, config: a2a.TaskPushNotificationConfig, where: s
         await pusher.check(config.url)
     except (ValueError, NotReachable) as error:
         raise errors.invalid(f"{where}url", str(error)) from None
-    return Wish(config_id, config.url, token, scheme, credentials)
+    return Wish(config.url, config.id or None, token, scheme, credentials)
 
 
 async def create(
@@ -63,6 +64,8 @@ async def create(
 ) -> a2a.TaskPushNotificationConfig:
     """3.1.7: from now on the webhook is told of the task; of one that has ended, of its end."""
     wish = await check(caller, config)
+    if wish.config_id is None:
+        wish = replace(wish, config_id=str(uuid.uuid4()))
     return _config(await pusher_of(caller).add(row, wish), row)
 
 

@@ -1,4 +1,4 @@
-"""The stream of one task for A2A: a cursor on its log and the view that the log adds up to, read on by whoever pulls."""
+"""The stream of one task for A2A: a cursor on its log, and the view that the log adds up to, read on by who pulls."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class TaskReader:
             view.works(timestamp(now_ms()))
 
     def answered(self, *, force: bool = False) -> None:
-        """Takes note, without telling, that a run goes on whose question was answered; ``force``: that one has begun."""
+        """Takes note, without telling, that a question was answered; ``force``: that a run has begun."""
         if force or self.view.interrupted:
             self.view.works(timestamp(now_ms()))
 
@@ -155,7 +155,7 @@ class TaskEvents:
         ends_with_question: bool,
         extension: str | None = None,
     ) -> None:
-        """``reader`` is open, and closed with ``opening``. ``extension``: every event's metadata says where it stands."""
+        """``reader`` is open, closed with ``opening``. ``extension``: every event's metadata says where it stands."""
         self._reader = reader
         self._opening = opening
         self._first = first

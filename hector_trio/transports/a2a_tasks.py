@@ -1,4 +1,4 @@
-"""Tasks for A2A from what the store has: a row's state, its history, and the Task from a row and the view of its log."""
+"""Tasks for A2A from what the store has: a row's state, its history, the Task from a row and the view of its log."""
 
 from __future__ import annotations
 

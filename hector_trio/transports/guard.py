@@ -14,6 +14,7 @@ from hector_trio.errors import Forbidden, HectorError, InvalidRequest, PayloadTo
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.routes import PRINCIPAL, REQUEST_ID
@@ -238,8 +239,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, and what watches the server's health."""
-    return path == "/" or path.startswith(("/health/", "/assets/"))
+    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards."""
+    return path == "/" or path.startswith(("/health/", "/assets/")) or is_card(path)
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:
