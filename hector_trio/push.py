@@ -17,25 +17,21 @@ import structlog
 import trio
 from msgspec import Struct
 
-from hector_trio.a2a.mapping import TaskView
-from hector_trio.a2a.types import INTERRUPTED, MEDIA_TYPE, TERMINAL, VERSION, StreamResponse, encode
+from hector_trio.a2a.types import MEDIA_TYPE, VERSION
 from hector_trio.config import PushSettings
 from hector_trio.engine import Engine
 from hector_trio.errors import Gone, HectorError, RateLimited
-from hector_trio.log import Follower, Wakeup, now_ms
-from hector_trio.models import timestamp
+from hector_trio.log import Wakeup, now_ms
 from hector_trio.reach import Reach, Webhook, parse
-from hector_trio.stores import Push, PushMove
-from hector_trio.task import TaskRow, decode_chunk
+from hector_trio.stores import Push, PushDialect, PushMove
+from hector_trio.task import TaskRow
+from hector_trio.updates import Update, Updates
 from hector_trio.waiting import backoff
 
 if TYPE_CHECKING:
     import ssl
 
     from hector_trio.webhook import Answer, Resolve, Webhooks
-
-BATCH: Final = 64
-"""Events that are taken from a log together. What comes after them is joined once it is their turn."""
 
 SAVE_INTERVAL: Final = 0.25
 """Seconds for which positions are collected before they are stored."""
@@ -71,6 +67,7 @@ class Wish(Struct, frozen=True):
     token: str | None = None
     scheme: str | None = None
     credentials: str | None = None
+    dialect: PushDialect = "1.0"
 
     def __repr__(self) -> str:
         """Without what is secret."""
@@ -156,6 +153,7 @@ class Pusher:
                 wish.token,
                 wish.scheme,
                 wish.credentials,
+                dialect=wish.dialect,
             )
             await self._store.put_push(push, limit=self._settings.per_task)
         finally:
@@ -215,30 +213,30 @@ class Pusher:
 
     async def _tell_all(self, delivery: _Delivery) -> bool:
         """Returns when there is nothing more to tell: whether that is to be kept."""
-        reader: _Reader | None = None
+        updates: Updates | None = None
         while True:
             try:
-                if reader is None:
+                if updates is None:
                     row = await self._store.get_task_by_key(delivery.push.key)
                     if row is None:
                         return False
                     if row.ended and delivery.seq >= row.last_seq:
                         return True
-                    reader = _Reader(self._engine, row)
-                    await reader.catch_up(delivery.seq, quiet=delivery.quiet)
+                    updates = Updates(self._engine, row, delivery.push.dialect)
+                    await updates.catch_up(delivery.seq, quiet=delivery.quiet)
                     delivery.quiet = False
-                events = await reader.read()
+                batch = await updates.read()
             except Gone:
                 return True
             except HectorError:
-                reader = None
+                updates = None
                 await self._wait_for_log()
                 continue
-            for event in events:
-                if event.payload is not None and not await self._tell(delivery, reader.row, event.payload):
+            for update in batch:
+                if update.body is not None and not await self._tell(delivery, updates.row.task_id, update):
                     return True
-                self._move(delivery, event.seq)
-            if not events or reader.view.ended:
+                self._move(delivery, update.seq)
+            if not batch or updates.ended:
                 return True
 
     async def _wait_for_log(self) -> None:
@@ -246,19 +244,19 @@ class Pusher:
             await trio.sleep_forever()  # the next start goes on
         await trio.sleep(LOOK_AGAIN)
 
-    async def _tell(self, delivery: _Delivery, row: TaskRow, event: StreamResponse) -> bool:
-        """Delivers one event or gives it up; ``False``: the webhook wants no more."""
-        body = encode(event)
-        attempts = self._settings.attempts if delivery.patient or _settles(event) else 1
+    async def _tell(self, delivery: _Delivery, task_id: str, update: Update) -> bool:
+        """Delivers one update or gives it up; ``False``: the webhook wants no more."""
+        assert update.body is not None
+        attempts = self._settings.attempts if delivery.patient or update.settles else 1
         tries = 0
         while True:
-            answer, seconds = await self._post(delivery, body)
+            answer, seconds = await self._post(delivery, update.body)
             tries += 1
             if answer.delivered:
                 delivery.patient = True
                 self._observe("delivered", seconds)
                 return True
-            ids = {"task_id": row.task_id, "config_id": delivery.push.config_id, "webhook": delivery.webhook.origin}
+            ids = {"task_id": task_id, "config_id": delivery.push.config_id, "webhook": delivery.webhook.origin}
             if answer.status == GONE:
                 self._observe("gone", seconds)
                 log.info("push_ended", because="the webhook says that it is gone", **ids)
@@ -333,90 +331,14 @@ class _Delivery:
         self.scope = trio.CancelScope()
 
     def headers(self) -> Iterator[tuple[str, str]]:
-        yield "Content-Type", MEDIA_TYPE
-        yield "User-Agent", "hector_trio"
-        yield "A2A-Version", VERSION
         push = self.push
+        yield "Content-Type", MEDIA_TYPE if push.dialect == VERSION else "application/json"
+        yield "User-Agent", "hector_trio"
+        yield "A2A-Version", push.dialect
         if push.scheme is not None and push.credentials is not None:
             yield "Authorization", f"{push.scheme} {push.credentials}"
         if push.token is not None:
             yield "X-A2A-Notification-Token", push.token
-
-
-class _Event(Struct, frozen=True):
-    """What is to be told, and how far the log is told then. ``None``: nothing."""
-
-    seq: int
-    payload: StreamResponse | None
-
-
-class _Reader:
-    """A task's log as events. It is a reader of the log only while it waits for something: who waits for the readers of
-    a task does not wait for a webhook."""
-
-    def __init__(self, engine: Engine, row: TaskRow) -> None:
-        self.row = row
-        self.view = TaskView(row.task_id, row.session_id, row.created_at, keep=False)
-        self._engine = engine
-        agent = engine.agents.get(row.agent_id)
-        self._may_reply = agent is not None and agent.info.replies
-
-    async def catch_up(self, until: int, *, quiet: bool) -> None:
-        """Takes note of what has been told already. Raises: HectorError when the log cannot be read."""
-        view = self.view
-        with self._engine.follow(self.row) as follower:
-            while view.seq < until and follower.ready:
-                for line in await self._lines(follower, min(BATCH, until - view.seq)):
-                    view.take(decode_chunk(line))
-                if follower.ended:
-                    break
-                await trio.lowlevel.checkpoint()
-            if quiet and self._at_work(follower):
-                view.works(timestamp(now_ms()))
-
-    async def read(self) -> list[_Event]:
-        """What comes next, waiting for it; ``[]`` at the end. Raises: HectorError when the log cannot be read."""
-        view = self.view
-        with self._engine.follow(self.row, view.seq) as follower:
-            while not follower.ready:
-                if self._at_work(follower) and (begun := view.works(timestamp(now_ms()))):
-                    return [_Event(view.seq, each) for each in begun]
-                await follower.wakeup.wait()
-            lines = await self._lines(follower, BATCH, join=True)
-        events = []
-        for line in lines:
-            events += self._events(line)
-        return events
-
-    def _events(self, line: bytes) -> list[_Event]:
-        before = self.view.seq
-        replied = self.view.reply is not None
-        chunk = decode_chunk(line)
-        *begun, last = self.view.take(chunk)
-        if replied:  # the message was all there is to tell
-            return [_Event(chunk.seq, None)]
-        if last.message is not None:
-            return [_Event(chunk.seq, last)]
-        return [*(_Event(before, each) for each in begun), _Event(chunk.seq, last)]
-
-    async def _lines(self, follower: Follower, limit: int, *, join: bool = False) -> list[bytes]:
-        lines = await follower.read(limit, join=join)
-        if not lines and follower.failure is not None:
-            raise follower.failure
-        return lines
-
-    def _at_work(self, follower: Follower) -> bool:
-        """Whether a run has begun, or the answer to a question was accepted."""
-        seq = self.view.seq
-        if self._may_reply and not seq:
-            return False  # it may still turn out that there is no task to speak of
-        return follower.status == "running" or (follower.status == "pending" and seq > 0)
-
-
-def _settles(event: StreamResponse) -> bool:
-    """Whether a client that learns this needs nothing of what was before."""
-    status = event.status_update
-    return event.message is not None or (status is not None and status.status.state in TERMINAL | INTERRUPTED)
 
 
 class _Lanes:

@@ -12,7 +12,20 @@ PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
 CORE = {"a2a", "errors", "config", "models", "task", "session", "sse", "reach", "waiting"}
-WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads", "push", "webhook"}
+WORK = {
+    "log",
+    "turns",
+    "runs",
+    "engine",
+    "agents",
+    "providers",
+    "stores",
+    "tree",
+    "uploads",
+    "push",
+    "updates",
+    "webhook",
+}
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "observability",
     "server", "transports",

@@ -116,6 +116,10 @@ class Segment(Struct, frozen=True):
     data: bytes
 
 
+PushDialect = Literal["1.0", "0.3"]
+"""The version of A2A that a webhook understands."""
+
+
 class Push(Struct, frozen=True):
     """A webhook that is to be told of a task, and how far it was."""
 
@@ -134,6 +138,7 @@ class Push(Struct, frozen=True):
     credentials: str | None = None
     over_at: int | None = None
     """When there was nothing more to tell."""
+    dialect: PushDialect = "1.0"
 
     def __repr__(self) -> str:
         """Without what is secret, which may be anywhere in it."""

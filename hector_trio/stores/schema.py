@@ -181,6 +181,7 @@ pushes = Table(
     Column("seq", BigInteger, nullable=False),
     # when there was nothing more to tell
     Column("over_at", BigInteger),
+    Column("dialect", Text, nullable=False),
     Index(
         "ix_pushes_open",
         "task_key",

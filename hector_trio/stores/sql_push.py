@@ -23,6 +23,7 @@ _COLUMNS: Final = (
     pushes.c.scheme,
     pushes.c.credentials,
     pushes.c.over_at,
+    pushes.c.dialect,
 )
 """In the order of the members of ``Push``."""
 
@@ -74,6 +75,7 @@ def put(connection: Connection, push: Push, limit: int) -> None:
             "instance": push.instance,
             "seq": push.seq,
             "over_at": push.over_at,
+            "dialect": push.dialect,
         },
     )
 

@@ -50,6 +50,8 @@ class Caller:
     """What the client asked for (``A2A-Extensions``)."""
     after: str | None = None
     """The id of the last event of a stream that the client had before, to go on behind it."""
+    legacy: bool = False
+    """Whether the client speaks A2A 0.3; requests and answers are translated already."""
 
     @property
     def owner(self) -> str:

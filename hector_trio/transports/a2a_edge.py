@@ -28,10 +28,10 @@ INTERNAL: Final = errors.InternalError("An internal error; it has been logged")
 
 
 def caller_of(call: Call, agent: Agent, *, legacy: bool = False) -> Caller:
-    """``legacy``: the header of 0.3 counts too."""
+    """``legacy``: it speaks 0.3, so the header of 0.3 counts too."""
     names = ("A2A-Extensions", "X-A2A-Extensions") if legacy else ("A2A-Extensions",)
     asked = frozenset[str]().union(*(extensions_of(call.header(name)) for name in names))
-    return Caller(call.services, agent, call.principal, call.base, asked, call.header("Last-Event-ID"))
+    return Caller(call.services, agent, call.principal, call.base, asked, call.header("Last-Event-ID"), legacy)
 
 
 def after(caller: Caller, place: str | None) -> Caller:

@@ -56,7 +56,7 @@ async def check(caller: Caller, config: a2a.TaskPushNotificationConfig, where: s
         await pusher.check(config.url)
     except (ValueError, NotReachable) as error:
         raise errors.invalid(f"{where}url", str(error)) from None
-    return Wish(config.url, config.id or None, token, scheme, credentials)
+    return Wish(config.url, config.id or None, token, scheme, credentials, "0.3" if caller.legacy else "1.0")
 
 
 async def create(

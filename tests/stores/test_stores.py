@@ -858,7 +858,7 @@ def push(key: int, config_id: str = "c", **members: Any) -> Push:
 async def test_a_webhook_is_kept_as_it_is_until_it_is_deleted(store: Store) -> None:
     row = await accept(store)
     one = push(row.key, token="t", scheme="Bearer", credentials="c", seq=3)
-    other = push(row.key, "b")
+    other = push(row.key, "b", dialect="0.3")
     for each in (one, other):
         await store.put_push(each, limit=2)
     assert await store.list_pushes(row.key) == [other, one]

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("instance", sa.Text(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("over_at", sa.BigInteger()),
+        sa.Column("dialect", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["task_key"], ["tasks.key"], name="fk_pushes_task_key", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_key", "config_id", name="pk_pushes"),
     )
