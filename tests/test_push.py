@@ -246,7 +246,7 @@ async def test_what_is_left_to_tell_when_the_store_fails_is_told_once_it_is_back
     async with webhook() as hook, store_of("memory", Path()) as memory:
         store = Unwell(memory)
         async with engine_of(store, agent(speaker)) as engine:  # type: ignore[arg-type]
-            async with open_push(engine, PushSettings(**FAST)) as pusher:
+            async with open_push(engine, msgspec.convert(FAST, PushSettings)) as pusher:
                 row = (await engine.submit(order())).task
                 speaker.say("all")
                 store.refused = {"get_task_by_key", "move_pushes"}
@@ -282,7 +282,7 @@ async def test_a_webhook_whose_task_is_deleted_is_not_told_any_more() -> None:
 async def test_the_end_that_a_dead_server_left_is_told_by_the_next(tmp_path: Path) -> None:
     speaker = Speaker()
     async with webhook() as hook:
-        settings = PushSettings(**FAST)  # type: ignore[arg-type]
+        settings = msgspec.convert(FAST, PushSettings)
         async with store_of("sql", tmp_path) as store:
             async with engine_of(store, agent(speaker)) as engine, open_push(engine, settings) as pusher:
                 row = (await engine.submit(order())).task
