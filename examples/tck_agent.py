@@ -2,6 +2,7 @@
 
 hector serve --config configs/tck.yaml            # everything on
 hector serve --config configs/tck-minimal.yaml    # everything off, and an extension that clients must declare
+hector serve --config configs/tck-legacy.yaml     # for the kit of 0.3
 """
 
 from collections.abc import Awaitable, Callable
@@ -102,8 +103,18 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 
 
-async def tck(ctx: Context) -> None:
-    """Behaves as the longest prefix of the message's id says, also of one that answers; anything else completes."""
+def behaviour(ctx: Context, otherwise: Behaviour) -> Behaviour:
+    """What the longest prefix of the message's id says, also of one that answers."""
     message_id = ctx.message.message_id if ctx.message is not None else ""
     named = [prefix for prefix in BEHAVIOURS if message_id.startswith(prefix)]
-    await BEHAVIOURS[max(named, key=len, default="tck-complete-task")](ctx)
+    return BEHAVIOURS[max(named, key=len)] if named else otherwise
+
+
+async def tck(ctx: Context) -> None:
+    """For the kit of 1.0: what it says nothing about completes."""
+    await behaviour(ctx, completes)(ctx)
+
+
+async def tck_legacy(ctx: Context) -> None:
+    """For the kit of 0.3, which goes on with its tasks and cancels them: they wait for more."""
+    await behaviour(ctx, asks if ctx.message is not None else completes)(ctx)

@@ -68,7 +68,7 @@ class StoredRequest(TaskRequest, frozen=True):
     """A request as it is kept: with the A2A message that it came from, if it did."""
 
     message: A2aMessage | None = None
-    extensions: list[str] = []
+    extensions: tuple[str, ...] = ()
     """What its A2A client has declared."""
 
 

@@ -219,6 +219,11 @@ class TaskView:
     def take(self, chunk: Chunk) -> list[StreamResponse]:
         """The events that the next chunk is, in order. Chunks come one after the other and none twice."""
         self.seq = chunk.seq
+        if chunk.chunk_type == "text" and chunk.artifact is UNSET and chunk.reply is UNSET:
+            event = self._text(chunk.content)
+            if self.status.state == "TASK_STATE_WORKING":
+                return [event]
+            return [*self.works(chunk.timestamp), event]
         if chunk.final:
             return self._end(chunk)
         if chunk.chunk_type == "metadata" and isinstance(chunk.content, dict):
@@ -280,6 +285,19 @@ class TaskView:
         return StreamResponse(
             status_update=TaskStatusUpdateEvent(self.task_id, self.context_id, status, metadata or None)
         )
+
+    def _text(self, text: str) -> StreamResponse:
+        """As ``_artifact``, of what most chunks are."""
+        artifact = Artifact(OUTPUT, [Part(text=text)])
+        building = self._artifacts.get(OUTPUT)
+        if building is None:
+            self._artifacts[OUTPUT] = _Building(artifact)
+        elif isinstance(last := building.parts[-1], list):
+            last.append(text)
+        else:
+            building.parts.append([text])
+        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, building is not None)
+        return StreamResponse(artifact_update=update)
 
     def _artifact(self, chunk: Chunk) -> StreamResponse:
         about = chunk.artifact

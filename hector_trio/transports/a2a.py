@@ -176,7 +176,7 @@ async def _begin(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
         input=content_of(message),
         context=TaskContext(session_id=session_id, metadata=request.metadata),
         message=message,
-        extensions=sorted(caller.extensions),
+        extensions=tuple(sorted(caller.extensions)),
     )
     accepted = await caller.services.engine.submit(Order(caller.owner, caller.agent_id, stored, "continue"))
     return accepted.task
