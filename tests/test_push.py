@@ -245,7 +245,7 @@ async def test_what_is_left_to_tell_when_the_store_fails_is_told_once_it_is_back
     speaker = Speaker()
     async with webhook() as hook, store_of("memory", Path()) as memory:
         store = Unwell(memory)
-        async with engine_of(store, agent(speaker)) as engine:  # type: ignore[arg-type]
+        async with engine_of(store, agent(speaker)) as engine:
             async with open_push(engine, msgspec.convert(FAST, PushSettings)) as pusher:
                 row = (await engine.submit(order())).task
                 speaker.say("all")
