@@ -202,6 +202,7 @@ class Pusher:
         self._nursery.start_soon(self._deliver, delivery, name=f"push {delivery.push.config_id}")
 
     async def _deliver(self, delivery: _Delivery) -> None:
+        structlog.contextvars.clear_contextvars()  # it outlives the request that has named the webhook
         with delivery.scope:
             try:
                 if await self._tell_all(delivery):
@@ -238,6 +239,7 @@ class Pusher:
                 self._move(delivery, update.seq)
             if not batch or updates.ended:
                 return True
+            await trio.sleep(self._settings.interval)  # who says much says it in fewer requests
 
     async def _wait_for_log(self) -> None:
         if self._engine.draining:
@@ -267,7 +269,8 @@ class Pusher:
                 delivery.patient = False
                 return True
             self._observe("failed", seconds)
-            log.info("push_attempt_failed", because=answer.reason, attempt=tries, **ids)
+            say = log.info if tries == 1 else log.debug
+            say("push_attempt_failed", because=answer.reason, attempt=tries, **ids)
             wait = backoff(tries, self._settings.backoff, self._settings.max_backoff, answer.retry_after)
             await trio.sleep(wait)
 

@@ -14,7 +14,7 @@ from hector_trio.agents.function import FunctionAgent
 from tests.serving import Served, serving, settings_of
 from tests.webhooks import Hook
 
-FAST = {"allow_loopback": True, "backoff": 0.001, "max_backoff": 0.01}
+FAST = {"allow_loopback": True, "backoff": 0.001, "max_backoff": 0.01, "interval": 0}
 """Settings under which nobody waits for long."""
 
 

@@ -194,6 +194,8 @@ class PushSettings(Struct, frozen=True):
     """Seconds between the first two attempts; each further pause is twice as long."""
     max_backoff: Annotated[float, Meta(gt=0, le=86400)] = 300.0
     """The longest pause between attempts, also if the webhook asks for a longer one."""
+    interval: Annotated[float, Meta(ge=0, le=60)] = 0.1
+    """Seconds from one request to the next about the same task, unless they are due together; text is joined."""
     per_task: Count = 16
     """Webhooks of one task."""
     webhooks: Count = 10_000
