@@ -661,7 +661,7 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
 def test_the_reference_changes_nothing_but_models_and_agents() -> None:
     reference = load((CONFIGS / "reference.yaml").read_text(), {}, source="reference.yaml")
     default = Settings()
-    for section in ("server", "store", "auth", "tasks", "limits", "log"):
+    for section in ("server", "store", "auth", "tasks", "limits", "push", "log"):
         assert getattr(reference, section) == getattr(default, section)
     assert reference.llms["demo"] == DemoLlm()
     assert reference.llms["local"] == OpenAiLlm(model="llama3.2", base_url="http://127.0.0.1:11434/v1")
