@@ -9,7 +9,7 @@ settles a task (its end, a question) gets all attempts in any case. 410 (Gone) e
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -155,6 +155,7 @@ class Pusher:
                 wish.credentials,
                 dialect=wish.dialect,
             )
+            self._drop_moves(name)  # of one that is over: they would end this one
             await self._store.put_push(push, limit=self._settings.per_task)
         finally:
             self._adding -= 1
@@ -179,11 +180,15 @@ class Pusher:
         self._forget((row.key, config_id))
 
     def _forget(self, name: tuple[int, str]) -> _Delivery | None:
+        self._drop_moves(name)
         delivery = self._open.pop(name, None)
         if delivery is not None:
             delivery.scope.cancel()
-            self._moves.pop(delivery, None)
         return delivery
+
+    def _drop_moves(self, name: tuple[int, str]) -> None:
+        for delivery in [each for each in self._moves if each.name == name]:
+            del self._moves[delivery]
 
     # --- one webhook
 
@@ -288,7 +293,7 @@ class Pusher:
     # --- positions
 
     def _move(self, delivery: _Delivery, seq: int, *, over_at: int | None = None) -> None:
-        if seq == delivery.seq and over_at is None:
+        if (seq == delivery.seq and over_at is None) or self._open.get(delivery.name) is not delivery:
             return
         delivery.seq = seq
         key, config_id = delivery.name
@@ -296,24 +301,29 @@ class Pusher:
         self._moved.wake()
 
     async def save_for_ever(self) -> None:
+        refused = False
         while True:
             await self._moved.wait()
             await trio.sleep(SAVE_INTERVAL)
-            await self.save()
+            try:
+                await self.save()
+                refused = False
+            except HectorError as error:
+                if not refused:  # told once, however often it is tried again
+                    log.warning("push_positions_not_stored", detail=error.detail)
+                refused = True
+                self._moved.wake()
 
     async def save(self) -> None:
-        """Stores how far the webhooks have been told, and stops telling those that are gone with their tasks."""
-        moves, self._moves = list(self._moves.items()), {}
+        """Stores how far the webhooks have been told, and stops telling those that are gone with their tasks. Cancelled
+        or failed: what was not stored is at the next time. Raises: StoreUnavailable."""
+        moves = list(self._moves.items())
         for start in range(0, len(moves), SAVE_BATCH):
             some = moves[start : start + SAVE_BATCH]
-            try:
-                gone = await self._store.move_pushes([move for _, move in some])
-            except HectorError as error:
-                log.warning("push_positions_not_stored", detail=error.detail)
-                self._moves = dict(moves[start:]) | self._moves
-                self._moved.wake()
-                return
-            for delivery, _ in some:
+            gone = await self._store.move_pushes([move for _, move in some])
+            for delivery, move in some:
+                if self._moves.get(delivery) is move:  # else it has moved on meanwhile
+                    del self._moves[delivery]
                 if delivery.name in gone:
                     delivery.scope.cancel()
 
@@ -392,5 +402,8 @@ async def open_push(
             yield pusher
         finally:
             nursery.cancel_scope.cancel()
-            with trio.move_on_after(SAVE_LIMIT, shield=True):
+            with (
+                trio.move_on_after(SAVE_LIMIT, shield=True),
+                suppress(HectorError),
+            ):  # then the next start tells more again
                 await pusher.save()

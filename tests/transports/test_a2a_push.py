@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from hector_trio.config import A2a
-from tests.speaking import Speaker, served, server_of
+from tests.speaking import Speaker, nothing_to_tell, served, server_of
 from tests.webhooks import Reply, webhook
 
 
@@ -226,3 +226,18 @@ async def test_clients_of_the_old_dialect_set_get_list_and_delete_them() -> None
         assert seen.body["status"]["state"] == "completed"
         await call("delete", id=task["id"], pushNotificationConfigId=task["id"])
         assert await call("list", id=task["id"]) == []
+
+
+async def test_one_in_the_place_of_another_that_was_over_is_told_what_comes() -> None:
+    speaker = Speaker()
+    async with webhook() as gone, webhook() as new, served(speaker) as client:
+        gone.always = Reply(410)
+        task = await client.send(gone, config={"id": "c"})
+        await gone.wait(1)
+        await nothing_to_tell(client)
+        await client.create(task["id"], new.url, id="c")
+        speaker.say("all", None)
+        await new.wait_state("COMPLETED")
+        await nothing_to_tell(client)
+        assert new.text == "all"
+        assert len(gone.seen) == 1
