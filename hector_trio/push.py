@@ -276,6 +276,7 @@ class Pusher:
             self._observe("failed", seconds)
             say = log.info if tries == 1 else log.debug
             say("push_attempt_failed", because=answer.reason, attempt=tries, **ids)
+            self._move(delivery, delivery.seq)  # finds out whether the task is still there
             wait = backoff(tries, self._settings.backoff, self._settings.max_backoff, answer.retry_after)
             await trio.sleep(wait)
 
@@ -293,8 +294,8 @@ class Pusher:
     # --- positions
 
     def _move(self, delivery: _Delivery, seq: int, *, over_at: int | None = None) -> None:
-        if (seq == delivery.seq and over_at is None) or self._open.get(delivery.name) is not delivery:
-            return
+        if self._open.get(delivery.name) is not delivery:
+            return  # another is in its place
         delivery.seq = seq
         key, config_id = delivery.name
         self._moves[delivery] = PushMove(key, config_id, seq, over_at)

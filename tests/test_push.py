@@ -269,11 +269,11 @@ async def test_what_is_left_to_tell_when_the_store_fails_is_told_once_it_is_back
 async def test_a_webhook_whose_task_is_deleted_is_not_told_any_more() -> None:
     speaker = Speaker()
     speaker.say("all", None)
-    async with webhook() as hook, served(speaker, push={"attempts": 100, "backoff": 0.05}) as client:
+    async with webhook() as hook, served(speaker, push={"attempts": 100, "backoff": 1, "max_backoff": 1}) as client:
         hook.plan(200)
         hook.always = Reply(500)
         task = await client.send(hook)
-        await hook.wait(3)
+        await hook.wait(2)
         assert (await client.http.delete(f"/agents/a/tasks/{task['id']}")).status_code == 204
         await nothing_to_tell(client)
         assert "COMPLETED" not in hook.states

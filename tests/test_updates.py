@@ -127,10 +127,11 @@ async def test_clients_of_the_old_dialect_are_told_the_task_whenever_its_state_c
         answer = {**message, "messageId": "n", "taskId": task["id"]}
         await call("message/send", message=answer, configuration={"blocking": True})
         held.set()
-        seen = await hook.wait(4)
         await nothing_to_tell(client)
+        seen = hook.seen
     states = [each.body["status"]["state"] for each in seen]
-    assert states == ["working", "input-required", "working", "completed"]
+    assert states[:2] == ["working", "input-required"]
+    assert states[2:] in (["completed"], ["working", "completed"])  # of what comes together the last is told
     for each in seen:
         assert (each.body["kind"], each.body["id"]) == ("task", task["id"])
         assert each.headers["content-type"] == "application/json"
