@@ -83,5 +83,6 @@ def test_media_types_are_matched_without_parameters_and_with_stars() -> None:
 def test_a_place_to_go_on_from_stands_in_the_metadata() -> None:
     assert cards.resume_after({cards.RESUME: {"after": "4.1"}}) == "4.1"
     assert cards.resume_after({cards.RESUME: {"after": 4}}) == "4"
-    for none in (None, {}, {cards.RESUME: 4}, {cards.RESUME: {}}, {cards.RESUME: {"after": True}}):
+    nothing: list[Any] = [None, {}, {cards.RESUME: 4}, {cards.RESUME: {}}, {cards.RESUME: {"after": True}}]
+    for none in nothing:
         assert cards.resume_after(none) is None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 
 from hector_trio.a2a import errors
 from hector_trio.errors import FieldError, HectorError, InvalidRequest, RateLimited, RunError, TaskNotFound
 
+T = TypeVar("T")
 
-def tree(kind: type) -> set[type]:
-    return {kind}.union(*(tree(each) for each in kind.__subclasses__()))
+
+def tree(kind: type[T]) -> set[type[T]]:
+    found = {kind}
+    for each in kind.__subclasses__():
+        found |= tree(each)
+    return found
 
 
 def test_every_error_has_its_codes() -> None:

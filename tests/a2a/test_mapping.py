@@ -184,7 +184,12 @@ def test_a_task_that_was_canceled_before_it_began_never_worked() -> None:
 
 
 def test_a_reply_is_a_message_and_nothing_else() -> None:
-    for parts in ([a2a.Part(text="x")], [a2a.Part(text="x"), a2a.Part(data=None)], [a2a.Part(raw=b"\0")]):
+    answers: list[list[a2a.Part]] = [
+        [a2a.Part(text="x")],
+        [a2a.Part(text="x"), a2a.Part(data=None)],
+        [a2a.Part(raw=b"\0")],
+    ]
+    for parts in answers:
         piece = reply_piece(parts, "m")
         log = Writer()
         log.put(piece.kind, piece.content, **piece.extra)
@@ -219,7 +224,8 @@ def test_what_a_part_is_made_of() -> None:
     assert part_of("x") == a2a.Part(text="x")
     assert part_of(b"x") == a2a.Part(raw=b"x", media_type="application/octet-stream")
     assert part_of({"a": 1}) == a2a.Part(data={"a": 1})
-    assert [media_type_of(part_of(each)) for each in ("x", b"x", {})] == [
+    several: list[Any] = ["x", b"x", {}]
+    assert [media_type_of(part_of(each)) for each in several] == [
         "text/plain",
         "application/octet-stream",
         "application/json",

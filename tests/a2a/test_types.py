@@ -1,4 +1,4 @@
-"""The types of A2A as ProtoJSON: what is read, refused, ignored and left out; and that they are those of the protocol's buffers."""
+"""The types of A2A as ProtoJSON: what is read, refused, ignored, left out; that they are the protocol's buffers."""
 
 from __future__ import annotations
 

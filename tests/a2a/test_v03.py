@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from a2a.compat.v0_3 import a2a_v0_3_pb2 as buffers
 from a2a.compat.v0_3 import types as theirs
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 
 from hector_trio.a2a import errors, requests, v03
 from hector_trio.a2a import types as a2a

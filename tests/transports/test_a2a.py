@@ -192,7 +192,8 @@ async def test_artifacts_come_back_as_they_were_made(binding: Binding) -> None:
 @both
 async def test_what_the_agent_does_not_take_is_refused(binding: Binding) -> None:
     async with speaking(echo, binding, input_modes=["text/*"]) as (_, speaker):
-        for part in ({"raw": "AAE=", "mediaType": "image/png"}, {"data": {}}, {"url": "https://x"}):
+        refused: list[Any] = [{"raw": "AAE=", "mediaType": "image/png"}, {"data": {}}, {"url": "https://x"}]
+        for part in refused:
             with pytest.raises(Refused, match="CONTENT_TYPE_NOT_SUPPORTED"):
                 await speaker.ask("SendMessage", message_of(parts=[part]))
         assert text_of(await speaker.send(parts=[{"text": "a,b", "mediaType": "text/csv; header=absent"}])) == "a,b"

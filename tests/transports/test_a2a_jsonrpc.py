@@ -9,6 +9,7 @@ import httpx2
 import pytest
 
 from hector_trio.agents import Context
+from hector_trio.errors import StoreUnavailable
 from tests.a2a.speaking import VERSION, Speaker, echo, message_of, speaking
 
 LEGACY = {"kind": "message", "messageId": "m", "role": "user", "parts": [{"kind": "text", "text": "hi"}]}
@@ -68,9 +69,6 @@ async def test_a_method_of_1_0_needs_its_version() -> None:
     async with speaking(echo) as (_, speaker):
         body = {"jsonrpc": "2.0", "id": 1, "method": "ListTasks"}
         for version in ("", "0.3", "9.9"):
-            assert (
-                (await rpc(speaker.client, body, A2A_Version=version))["error"]["code"] == -32009 if version else True
-            )
             answer = await rpc(speaker.client, body, **{"A2A-Version": version})
             assert answer["error"]["code"] == -32009
         for version in ("1.0", "1.0.7"):
@@ -134,9 +132,7 @@ async def test_a_bug_is_an_internal_error_that_says_nothing(monkeypatch: pytest.
         assert "secret" not in json.dumps(answer)
 
 
-async def test_a_log_that_cannot_be_read_on_ends_the_stream_with_an_error() -> None:
-    from hector_trio.errors import StoreUnavailable
-
+async def test_a_log_that_cannot_be_read_on_ends_the_stream_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def works(ctx: Context) -> None:
         await ctx.emit_text("x")
         await ctx.emit_text("y")
@@ -147,7 +143,7 @@ async def test_a_log_that_cannot_be_read_on_ends_the_stream_with_an_error() -> N
         async def gone(*_: Any) -> Any:
             raise StoreUnavailable("No disk")
 
-        served.engine.store.read_log = gone  # type: ignore[method-assign]
+        monkeypatch.setattr(served.engine.store, "read_log", gone)
         body = {"jsonrpc": "2.0", "id": 1, "method": "SubscribeToTask", "params": {"id": task["id"]}}
         answer = await speaker.client.post("/a2a/a", json=body, headers={**VERSION, "Last-Event-ID": "1"})
         assert json.loads(answer.text.removeprefix("data: "))["error"]["code"] == -32097

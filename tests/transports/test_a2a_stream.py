@@ -1,4 +1,4 @@
-"""Streams of A2A: what they begin and end with, what a cut, a stall, a restart and a race with the end leave of them."""
+"""Streams of A2A: what they begin and end with, what a cut, a stall, a restart, a race with the end leave of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from hector_trio.a2a import types as a2a
 from hector_trio.a2a.cards import RESUME
+from hector_trio.a2a.errors import InvalidParamsError
 from hector_trio.agents import Context
+from hector_trio.auth import LOCAL
 from hector_trio.transports import a2a_stream
 from hector_trio.transports.a2a import OPERATIONS, Caller, perform
 from hector_trio.transports.a2a_stream import Place
-from hector_trio.a2a import types as a2a
-from hector_trio.auth import LOCAL
-from hector_trio.a2a.errors import InvalidParamsError
 from tests.a2a.speaking import (
     AT_ONCE,
     BINDINGS,
@@ -134,7 +134,7 @@ async def test_a_stream_goes_on_while_a_permission_is_waited_for(binding: Bindin
             await ctx.ask("May I?", auth=True)
         await ctx.emit_text("done")
 
-    async with speaking(asks, binding) as (served, speaker):
+    async with speaking(asks, binding) as (_, speaker):
         async with speaker.stream("SendStreamingMessage", message_of()) as stream:
             first = await stream.next()
             assert first is not None

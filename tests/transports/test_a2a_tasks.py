@@ -59,7 +59,7 @@ async def test_when_the_log_is_gone_the_output_is_what_is_left() -> None:
     settings = settings_of(tasks={"log_retention": 0})
     async with speaking(makes, settings=settings) as (served, speaker):
         async with speaker.stream("SendStreamingMessage", message_of()) as stream:
-            while not served.engine.store.statistics().commits or not [*served.engine.runs][0].log.committed:
+            while not served.engine.store.statistics().commits or not next(iter(served.engine.runs)).log.committed:
                 await trio.lowlevel.checkpoint()
             go_on.set()
             task_id = (await stream.rest())[0].value["id"]
