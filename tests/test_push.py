@@ -19,7 +19,7 @@ from hector_trio.push import Wish, open_push
 from hector_trio.reach import Address
 from hector_trio.stores import Store
 from tests.engines import agent, engine_of, order, run, store_of
-from tests.speaking import FAST, Speaker, nothing_to_tell, positions, served, server_of
+from tests.pushing import FAST, Speaker, nothing_to_tell, positions, served, server_of
 from tests.webhooks import Reply, webhook
 
 # --- webhooks that are slow or fail -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from hector_trio.agents import Context
-from tests.speaking import Speaker, nothing_to_tell, served
+from tests.pushing import Speaker, nothing_to_tell, served
 from tests.webhooks import Reply, webhook
 
 

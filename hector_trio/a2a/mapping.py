@@ -116,7 +116,7 @@ def artifact_pieces(parts: Sequence[Part], about: ArtifactChunk) -> list[Piece]:
 
 def reply_piece(parts: Sequence[Part], message_id: str) -> Piece:
     """A bare message as one chunk."""
-    if len(parts) == 1 and parts[0] == Part(text=parts[0].text):
+    if len(parts) == 1 and parts[0].text is not None and parts[0] == Part(text=parts[0].text):
         return Piece("text", parts[0].text, {"reply": message_id})
     return Piece("data", msgspec.to_builtins(list(parts)), {"reply": message_id})
 

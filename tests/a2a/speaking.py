@@ -153,7 +153,8 @@ class Speaker:
     async def send(self, text: str = "hi", **more: Any) -> dict[str, Any]:
         """The task (or the message, as ``{"message": …}``) that a message leads to."""
         result: dict[str, Any] = await self.ask("SendMessage", message_of(text, **more))
-        return result["task"] if "task" in result else result  # type: ignore[no-any-return]
+        found: dict[str, Any] = result.get("task", result)
+        return found
 
     async def get(self, task_id: str, **more: Any) -> dict[str, Any]:
         found: dict[str, Any] = await self.ask("GetTask", {"id": task_id, **more})

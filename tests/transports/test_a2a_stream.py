@@ -1,4 +1,4 @@
-"""Streams of A2A: what they begin and end with, what a cut, a stall, a restart and a race with the end leave of them."""
+"""Streams of A2A: what they begin and end with, what a cut, a stall, a restart, a race with the end leave of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from hector_trio.a2a import types as a2a
 from hector_trio.a2a.cards import RESUME
+from hector_trio.a2a.errors import InvalidParamsError
 from hector_trio.agents import Context
+from hector_trio.auth import LOCAL
 from hector_trio.transports import a2a_stream
 from hector_trio.transports.a2a import OPERATIONS, Caller, perform
 from hector_trio.transports.a2a_stream import Place
-from hector_trio.a2a import types as a2a
-from hector_trio.auth import LOCAL
-from hector_trio.a2a.errors import InvalidParamsError
 from tests.a2a.speaking import (
     AT_ONCE,
     BINDINGS,
@@ -134,7 +134,7 @@ async def test_a_stream_goes_on_while_a_permission_is_waited_for(binding: Bindin
             await ctx.ask("May I?", auth=True)
         await ctx.emit_text("done")
 
-    async with speaking(asks, binding) as (served, speaker):
+    async with speaking(asks, binding) as (_, speaker):
         async with speaker.stream("SendStreamingMessage", message_of()) as stream:
             first = await stream.next()
             assert first is not None
@@ -158,6 +158,34 @@ async def test_a_silent_stream_says_that_it_is_there(binding: Binding, monkeypat
                     with trio.move_on_after(0.3):
                         await stream.next()
             counting.say(0)
+
+
+@both
+async def test_a_stream_is_open_while_an_agent_decides_how_to_answer(
+    binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(a2a_stream, "KEEP_ALIVE", 0.05)
+    decided = trio.Event()
+
+    async def decides(ctx: Context) -> None:
+        await decided.wait()
+        if ctx.text == "task":
+            await ctx.emit_text("a task")
+        else:
+            await ctx.reply("a message")
+
+    async with speaking(decides, binding, replies=True) as (_, speaker):
+        async with speaker.stream("SendStreamingMessage", message_of("message")) as stream:
+            with trio.move_on_after(0.3):
+                assert await stream.next() is None  # nothing but comments
+            assert stream.comments
+            decided.set()
+            assert [each.kind for each in await stream.rest()] == ["message"]
+        async with speaker.stream("SendStreamingMessage", message_of("task")) as stream:
+            events = await stream.rest()
+        assert events[0].kind == "task"
+        assert said(events) == "a task"
+        assert state_of((events[-1] if len(events) > 1 else events[0]).value) == "COMPLETED"
 
 
 async def test_work_shows_before_the_first_word() -> None:
