@@ -367,7 +367,7 @@ async def _find(caller: Caller, task_id: str) -> TaskRow:
     if is_id(task_id):
         row = await caller.services.engine.find(caller.owner, caller.agent_id, task_id)
     if row is None:
-        raise errors.TaskNotFoundError(f"There is no task {task_id[:128]!r}", metadata={"taskId": task_id[:128]})
+        raise errors.TaskNotFoundError(f"Task {task_id[:128]!r} was not found", metadata={"taskId": task_id[:128]})
     return row
 
 

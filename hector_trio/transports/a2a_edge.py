@@ -40,6 +40,14 @@ def after(caller: Caller, place: str | None) -> Caller:
     return caller if place is None else replace(caller, after=place)
 
 
+def unread(call: Call) -> errors.A2AError:
+    """The refusal of a body that is not JSON: of what it says that it is, where it says that it is something else."""
+    kind = (call.header("Content-Type") or JSON).partition(";")[0].strip().lower()
+    if kind in (JSON, a2a.MEDIA_TYPE, "application/x-www-form-urlencoded"):  # curl's, whatever is sent
+        return errors.ParseError("Invalid JSON payload")
+    return errors.ContentTypeNotSupportedError(f"A body in JSON is expected, not {kind[:128]}")
+
+
 async def performed(caller: Caller, operation: Operation, request: Any) -> Any:
     """``perform``; a bug is logged, and is an InternalError too. Raises: A2AError."""
     try:

@@ -20,6 +20,7 @@ from hector_trio.transports.a2a_edge import (
     performed,
     status_reply,
     stream_reply,
+    unread,
 )
 from hector_trio.transports.requests import is_deeper
 from hector_trio.transports.routes import Call, Reply
@@ -183,7 +184,7 @@ async def _request(call: Call, found: Found) -> Any:
         try:
             body = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
         except (msgspec.DecodeError, ValueError, RecursionError):
-            raise errors.ParseError("The body is not JSON in UTF-8") from None
+            raise unread(call) from None
     if not isinstance(body, dict):
         raise errors.invalid("", "The body is a JSON object")
     if found.legacy:

@@ -20,6 +20,7 @@ from hector_trio.transports.a2a_edge import (
     performed,
     refusal_headers,
     stream_reply,
+    unread,
 )
 from hector_trio.transports.negotiation import wants_events
 from hector_trio.transports.requests import is_deeper
@@ -45,7 +46,7 @@ async def answer(call: Call, agent: Agent) -> Reply:
     request_id: Any = None
     as_event = False
     try:
-        envelope = _read(await call.data(), call.services.settings.limits.json_depth)
+        envelope = _read(call, await call.data())
         if isinstance(envelope.id, str | int | float) and not isinstance(envelope.id, bool):
             request_id = envelope.id
         _check(envelope)
@@ -72,8 +73,9 @@ async def answer(call: Call, agent: Agent) -> Reply:
     return Reply(body=prefix + a2a.encode(dialect.result(value)) + b"}", media_type=JSON, headers=headers)
 
 
-def _read(data: bytes, max_depth: int) -> Envelope:
-    """Raises: ParseError, RequestError."""
+def _read(call: Call, data: bytes) -> Envelope:
+    """Raises: ParseError, ContentTypeNotSupportedError, RequestError."""
+    max_depth = call.services.settings.limits.json_depth
     data = data.removeprefix(b"\xef\xbb\xbf")
     if is_deeper(data, max_depth):
         raise errors.RequestError(f"The request is nested deeper than {max_depth} levels")
@@ -83,7 +85,7 @@ def _read(data: bytes, max_depth: int) -> Envelope:
     except msgspec.ValidationError:
         raise errors.RequestError("A request is one JSON object; batches are not taken") from None
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise errors.ParseError("Invalid JSON payload") from None
+        raise unread(call) from None
 
 
 def _check(envelope: Envelope) -> None:

@@ -50,6 +50,19 @@ async def test_what_is_no_request_gets_the_code_for_it(body: Any, code: int) -> 
         assert all("@type" in each for each in answer["error"]["data"])
 
 
+async def test_a_body_that_is_something_else_is_told_so() -> None:
+    async with speaking(echo) as (_, speaker):
+        for kind, code in (("text/plain", -32005), ("application/json", -32700), ("application/a2a+json", -32700)):
+            headers = {**VERSION, "Content-Type": kind}
+            assert (await rpc(speaker.client, b"{'a': 1}", **headers))["error"]["code"] == code
+            body = {"jsonrpc": "2.0", "id": 1, "method": "ListTasks"}
+            assert "result" in await rpc(speaker.client, body, **headers)  # JSON is read, whatever it is called
+        answer = await speaker.client.post(
+            "/a2a/a/message:send", content=b"x", headers={**VERSION, "Content-Type": "a/b"}
+        )
+        assert answer.json()["error"]["details"][0]["reason"] == "CONTENT_TYPE_NOT_SUPPORTED"
+
+
 @pytest.mark.parametrize("request_id", [1, "one", 0, "", None, 2.5])
 async def test_an_answer_has_the_id_of_its_request(request_id: Any) -> None:
     async with speaking(echo) as (_, speaker):
