@@ -19,8 +19,8 @@ import ssl
 import struct
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -55,12 +55,14 @@ from wsproto.extensions import Extension
 from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
-from . import frames
+from . import frames, http1
 
 LOGGER = logging.getLogger("hector_trio")
 
 MAX_RECV = 65536
 SENDS_PER_CHECKPOINT = 16
+MAX_CORKED = 16384
+"""Bytes of a frame that does not wait for others to leave with."""
 EVENTS_PER_CHECKPOINT = 32
 EARLY_BYTES = 32768
 """Bytes a client may send behind its upgrade request before it has been answered."""
@@ -130,6 +132,16 @@ class Inbox(Generic[_T]):
     Putting never waits, so that whoever puts also notices the end of the connection. Not for several receivers.
     """
 
+    __slots__ = (
+        "_arrived",
+        "_items",
+        "_last",
+        "_max_bytes",
+        "_max_items",
+        "_taken",
+        "bytes",
+    )
+
     def __init__(self, max_items: float, max_bytes: float) -> None:
         self.bytes = 0
         self._items: deque[tuple[_T, int]] = deque()
@@ -137,7 +149,7 @@ class Inbox(Generic[_T]):
         self._max_bytes = max_bytes
         self._last: tuple[_T] | None = None
         self._arrived = trio.lowlevel.ParkingLot()
-        self._taken = trio.lowlevel.ParkingLot()
+        self._taken: trio.lowlevel.ParkingLot | None = None
 
     def put(self, item: _T, size: int = 0) -> bool:
         """Add *item* of *size* bytes; False, and nothing is kept, if that would pass a limit or after `close`."""
@@ -145,15 +157,18 @@ class Inbox(Generic[_T]):
             return False
         self._items.append((item, size))
         self.bytes += size
-        self._arrived.unpark()
+        if self._arrived:
+            self._arrived.unpark()
         return True
 
     def close(self, last: _T) -> None:
         """Nothing more comes: once all else is taken, `receive` returns *last*, again and again."""
         if self._last is None:
             self._last = (last,)
-            self._arrived.unpark_all()
-            self._taken.unpark_all()
+            if self._arrived:
+                self._arrived.unpark_all()
+            if self._taken is not None:
+                self._taken.unpark_all()
 
     async def receive(self) -> _T:
         """Take the oldest item, waiting for one. A cancel takes nothing."""
@@ -165,13 +180,14 @@ class Inbox(Generic[_T]):
             await self._arrived.park()
         item, size = self._items.popleft()
         self.bytes -= size
-        if self._taken:
+        if self._taken is not None:
             self._taken.unpark_all()
         return item
 
     async def wait_below(self, limit: int) -> None:
         """Wait until at most *limit* bytes are unread, or the inbox is closed."""
         while self.bytes > limit and self._last is None:
+            self._taken = self._taken or trio.lowlevel.ParkingLot()
             await self._taken.park()
 
 
@@ -215,6 +231,14 @@ class _Server:
         self._sweeping = False
         times = (limits.header_timeout, limits.body_timeout, limits.keep_alive_timeout, limits.ping_interval)
         self._tick = max(0.01, min(1.0, min(times) / 4, limits.linger_timeout / 4))
+        self._headers: tuple[int, http1.RawHeaders] = (0, [])
+
+    def response_headers(self, config: Config) -> http1.RawHeaders:
+        """The headers that *config* gives every response, made once a second: among them is the date."""
+        second = int(time())
+        if self._headers[0] != second:
+            self._headers = second, config.response_headers("h11")
+        return self._headers[1]
 
     def enter(self, connection: "Connection", nursery: trio.Nursery) -> None:
         self.connections.add(connection)
@@ -309,11 +333,13 @@ class Connection(TCPServer):
         """Whether a byte of the peer's or of the application's moved since this was last reset."""
         self._heard = False
         self._unsent = bytearray()
+        self._corked: list[bytes] | None = None
+        """What is being collected for one write, while it is."""
         self._ahead = TLS_AHEAD if self.tls else 0
         self._pong: bytes | None = None
         self._budget = SENDS_PER_CHECKPOINT
-        self._sent = trio.lowlevel.ParkingLot()
-        self._work = trio.lowlevel.ParkingLot()
+        self._sent: trio.lowlevel.ParkingLot | None = None
+        self._work: trio.lowlevel.ParkingLot | None = None
         self._flushing = False
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery
@@ -341,7 +367,8 @@ class Connection(TCPServer):
 
     async def _serve(self) -> None:
         self.deadline = trio.current_time() + self.limits.header_timeout
-        tune_listener(self.socket)
+        if not self.socket.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_KEEPALIVE):
+            tune_listener(self.socket)  # a listening socket of ours has handed it down
         family = self.socket.family
         client = parse_socket_addr(family, self.socket.getpeername())
         server = parse_socket_addr(family, self.socket.getsockname())
@@ -367,10 +394,7 @@ class Connection(TCPServer):
 
     async def _read(self) -> None:
         while True:
-            try:
-                data = await self.stream.receive_some(MAX_RECV)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            data = await self._receive()
             if not data:
                 return
             if self.finishing:
@@ -381,8 +405,22 @@ class Connection(TCPServer):
                 self.wait_for(_Phase.HEAD, self.limits.header_timeout)
             elif self.phase is _Phase.BODY:
                 self.wait_for(_Phase.BODY, self.limits.body_timeout)
-            await self.protocol.handle(RawData(bytes(data)))
+            await self.protocol.handle(RawData(data))
             await self.protocol.room()
+
+    async def _receive(self) -> bytes:
+        """The next bytes; none when there will be none."""
+        try:
+            if self.tls:
+                return bytes(await self.stream.receive_some(MAX_RECV))
+            while not self.gone:
+                # First the wait, which is the checkpoint too: as a rule nothing has come yet.
+                await trio.lowlevel.wait_readable(self.socket.fileno())
+                with suppress(BlockingIOError):
+                    return os.read(self.socket.fileno(), MAX_RECV)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        return b""
 
     async def _refuse(self) -> None:
         """Say why, when that is cheap; no request is read."""
@@ -449,6 +487,11 @@ class Connection(TCPServer):
         """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
         if self.gone or self.finishing:
             return
+        if self._corked is not None:
+            self._corked.append(data)
+            if len(data) > MAX_CORKED:
+                self._uncork([])
+            return
         if self._unsent or self.tls:
             self._unsent += data
             self._wake()
@@ -464,6 +507,29 @@ class Connection(TCPServer):
         if accepted < len(data):
             self._unsent += memoryview(data)[accepted:]
             self._wake()
+
+    @contextmanager
+    def corked(self) -> Iterator[None]:
+        """What is written inside leaves in one write, in order, at the end or when somebody waits for the socket."""
+        if self._corked is not None:
+            yield
+            return
+        self._corked = []
+        try:
+            yield
+        finally:
+            self._uncork(None)
+
+    def _uncork(self, then: list[bytes] | None) -> None:
+        corked, self._corked = self._corked, None
+        if corked:
+            self.write(b"".join(corked))
+        self._corked = then
+
+    @property
+    def full(self) -> bool:
+        """Whether `pace` would wait for the socket, or what was written went nowhere."""
+        return self.gone or self.finishing or len(self._unsent) > self._ahead
 
     def pong(self, payload: bytes) -> None:
         """Answer a ping; while the socket is full only the newest is answered (RFC 6455, 5.5.3), so none pile up."""
@@ -482,24 +548,29 @@ class Connection(TCPServer):
 
         A cancel leaves what was written queued, complete and in order.
         """
+        self._budget -= sends
+        if self._budget > 0 and not self.full:
+            self.moved = True
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        self._budget = SENDS_PER_CHECKPOINT
+        if self._corked:
+            self._uncork([])
         if self.gone or self.finishing:
             await trio.lowlevel.checkpoint()
-            return
-        if len(self._unsent) > self._ahead:
+        elif len(self._unsent) > self._ahead:
+            self._sent = self._sent or trio.lowlevel.ParkingLot()
             await self._sent.park()
-            return
-        self.moved = True
-        self._budget -= sends
-        if self._budget > 0:
-            await trio.lowlevel.checkpoint_if_cancelled()
         else:
-            self._budget = SENDS_PER_CHECKPOINT
+            self.moved = True
             await trio.lowlevel.checkpoint()
 
     def finish(self) -> None:
         """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
         if self.gone or self.finishing:
             return
+        if self._corked:
+            self._uncork(None)
         self.finishing = True
         self.phase = _Phase.LINGER
         if self._unsent:
@@ -531,9 +602,14 @@ class Connection(TCPServer):
             with suppress(OSError):
                 self.socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _RESET)
         self.socket.close()
+        if not self.tls:
+            vars(self.stream)["aclose"] = (
+                _closed  # Trio's server closes once more, with a cancel scope and two checkpoints
+            )
         self._reading.cancel()
-        self._sent.unpark_all()
-        self._work.unpark_all()
+        for waiting in (self._sent, self._work):
+            if waiting is not None:
+                waiting.unpark_all()
 
     def _send_end(self) -> None:
         try:
@@ -544,9 +620,9 @@ class Connection(TCPServer):
             self.deadline = trio.current_time() + self.limits.linger_timeout
 
     def _wake(self) -> None:
-        if self._flushing:
+        if self._work is not None:
             self._work.unpark_all()
-        else:
+        elif not self._flushing:
             self._flushing = True
             self.spawn(self._flush, "flusher")
 
@@ -559,10 +635,12 @@ class Connection(TCPServer):
                     payload, self._pong = self._pong, None
                     self._unsent += frames.frame(frames.PONG, payload)
                     continue
-                self._sent.unpark_all()
+                if self._sent is not None:
+                    self._sent.unpark_all()
                 if self.finishing:
                     self._send_end()
                     return
+                self._work = self._work or trio.lowlevel.ParkingLot()
                 await self._work.park()
                 deadline = trio.current_time() + self.limits.send_timeout
                 continue
@@ -590,6 +668,10 @@ class Connection(TCPServer):
             return os.write(self.socket.fileno(), self._unsent)
         except BlockingIOError:
             return 0
+
+
+def _nothing(*_: object) -> None:
+    """Nobody has asked to be told."""
 
 
 class _Application:
@@ -671,6 +753,27 @@ class _Request(_Application, HTTPStream):
         self.owner = owner
         self.inbox = Inbox(inf, inf)  # bounded by `_Http1.room`: the reader stops, TCP tells the client
         self.task_group = cast(TaskGroup, self)
+        self._gone: Callable[[], None] = _nothing
+
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
+        scope["extensions"]["hector.request"] = self
+        return await super().spawn_app(app, config, scope, send)
+
+    def is_own(self, receive: object, send: object) -> bool:
+        """Whether the application was given these two by this stream, with nothing in between."""
+        return receive == self.receive and send == self.app_send
+
+    def when_gone(self, tell: Callable[[], None]) -> None:
+        """Have *tell* called once if the client leaves before its answer is complete; now, if it has left already."""
+        self._gone = tell
+        if self.closed:
+            tell()
+
+    async def handle(self, event: Event) -> None:
+        left = type(event) is StreamClosed and not self.closed and self.state is not ASGIHTTPState.CLOSED
+        await super().handle(event)
+        if left:
+            self._gone()
 
     async def receive(self) -> Any:
         if self.owner.protocol.stream is self:
@@ -681,6 +784,19 @@ class _Request(_Application, HTTPStream):
         if not self.closed:
             await HTTPStream.app_send(self, message)
         await self.owner.pace()
+
+    async def respond(self, status: int, headers: http1.RawHeaders, body: bytes) -> None:
+        """Send a whole answer: what `http.response.start` and one `http.response.body` do, in one step if it is an
+        ordinary one."""
+        if self.state is ASGIHTTPState.REQUEST and self.owner.protocol.answer(self, status, headers, body):
+            self.state = ASGIHTTPState.CLOSED
+            told = {"status": status, "headers": headers}
+            await self.config.log.access(self.scope, cast(Any, told), time() - self.start_time)
+            await self.send(StreamClosed(self.stream_id))
+            await self.owner.pace()
+        else:
+            await self.app_send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.app_send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send_error_response(self, status_code: int) -> None:
         await super()._send_error_response(status_code)
@@ -702,10 +818,12 @@ class _WebSocket(_Application, WSStream):
         """Accepted, and no Close frame has been sent."""
         self.buffer.max_length = owner.limits.max_message_bytes
         self._early = bytearray()
-        self._deflates = False
+        self._extensions: list[Extension] = []
+        self._parser: WebSocketParser | None = None
         self._received = 0
         self._quiet = 0
         self._farewell = (1006, "")
+        self._gone: Callable[[int], None] = _nothing
 
     # ---- from the client
 
@@ -717,13 +835,13 @@ class _WebSocket(_Application, WSStream):
                 self.open = False
                 code, reason = self._farewell
                 self.inbox.close({"type": "websocket.disconnect", "code": code, "reason": reason})
+                self._gone(code)
         elif kind is not Data:
             await super().handle(event)
         elif self.closed:
             pass
         elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
-            self.connection.receive_data(cast(Data, event).data)
-            await self._parse()
+            await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
             self._early += cast(Data, event).data
         else:
@@ -731,15 +849,53 @@ class _WebSocket(_Application, WSStream):
             await self.refuse(400, f"More than {EARLY_BYTES} bytes were sent before the WebSocket was accepted")
             await self.send(StreamClosed(self.stream_id))
 
-    async def _parse(self) -> None:
+    async def _receive(self, data: bytes) -> None:
+        """Take usual frames as they are; from the first other one on, wsproto reads."""
+        if self._parser is None:
+            data = await self._take_plain(data)
+            if not data or self.closed:
+                return
+            self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
+        self._parser.receive_data(data)
+        await self._parse(self._parser)
+
+    async def _take_plain(self, data: bytes) -> bytes:
+        """Returns what is left from the first frame on that takes a parser to read."""
+        limit = self.owner.limits.max_message_bytes
+        start = number = 0
+        while start < len(data) and not self.closed:
+            found = frames.plain_frame(data, start, limit)
+            if found is None:
+                return data[start:]
+            first, end, payload = found
+            if first == frames.TEXT:
+                try:
+                    text = payload.decode()
+                except UnicodeDecodeError:
+                    return data[start:]
+                if self.open and not self.inbox.put(
+                    {"type": "websocket.receive", "bytes": None, "text": text}, len(text)
+                ):
+                    await self.fail(1008, "too many unread messages")
+            elif first == frames.PING:
+                self.owner.pong(payload)
+            elif first == frames.CLOSE:
+                await self._left(int.from_bytes(payload) if payload else frames.NO_STATUS, "")
+            start = end
+            number += 1
+            if not number % EVENTS_PER_CHECKPOINT:
+                await trio.lowlevel.checkpoint()
+        return b""
+
+    async def _parse(self, parser: WebSocketParser) -> None:
         """Handle every frame received; let others run now and then, for a packet may hold ten thousand."""
-        for number, event in enumerate(self.connection.events(), 1):
+        for number, event in enumerate(parser.events(), 1):
             if isinstance(event, Message):
                 await self._take(event)
             elif isinstance(event, Ping):
                 self.owner.pong(bytes(event.payload))
             elif isinstance(event, CloseConnection):
-                await self._closing(event)
+                await self._closing(parser, event)
             if self.closed:
                 return
             if not number % EVENTS_PER_CHECKPOINT:
@@ -761,12 +917,15 @@ class _WebSocket(_Application, WSStream):
             if not self.inbox.put(message, size):
                 await self.fail(1008, "too many unread messages")
 
-    async def _closing(self, event: CloseConnection) -> None:
-        if self.connection.state is not ParserState.REMOTE_CLOSING:
+    async def _closing(self, parser: WebSocketParser, event: CloseConnection) -> None:
+        if parser.state is not ParserState.REMOTE_CLOSING:
             await self.fail(int(event.code), frames.REASONS.get(int(event.code), ""))
-            return
-        self._farewell = (int(event.code), event.reason or "")
-        self._send_close(*self._farewell)
+        else:
+            await self._left(int(event.code), event.reason or "")
+
+    async def _left(self, code: int, reason: str) -> None:
+        self._farewell = (code, reason)
+        self._send_close(code, reason)
         await self.send(StreamClosed(self.stream_id))
 
     async def fail(self, code: int, reason: str) -> None:
@@ -788,36 +947,68 @@ class _WebSocket(_Application, WSStream):
     # ---- from the application
 
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Callable[[Any], Awaitable[None]]:
-        scope["extensions"]["hector.send_many"] = self.send_many
+        scope["extensions"]["hector.send_many"] = self
         return await super().spawn_app(app, config, scope, send)
 
-    async def send_many(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
+    def is_own(self, receive: object, send: object) -> bool:
+        """Whether the application was given these two by this stream, with nothing in between."""
+        return receive == self.receive and send == self.app_send
+
+    def when_gone(self, tell: Callable[[int], None]) -> None:
+        """Have *tell* called once, with the code, when no message of the client can come any more, however many are
+        unread; now, if that is so already."""
+        self._gone = tell
+        if self.closed:
+            tell(self._farewell[0])
+
+    def corked(self) -> AbstractContextManager[None]:
+        """Messages sent inside leave in one write, at the end or when the application is made to wait."""
+        return self.owner.corked()
+
+    async def __call__(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
         """Send one message for each payload (text must be UTF-8), all in one write.
 
         Waits only for what the socket did not take, at most `send_timeout` without progress. Once the socket is closing
         or gone it sends nothing and returns after a checkpoint: the end of the connection is told elsewhere. A cancel
         leaves all of it queued. RuntimeError before the WebSocket is accepted.
         """
+        self._write_all(payloads, binary)
+        await self.owner.pace(len(payloads))
+
+    def send_now(self, payloads: Sequence[bytes]) -> bool:
+        """The same for text, without waiting. False: the socket did not take it all, so nothing more is to be sent
+        before an empty `send_many` has returned."""
+        self._write_all(payloads, False)
+        if self.owner.full:
+            return False
+        self.owner.moved = True
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether `send_now` would only queue."""
+        return self.owner.full
+
+    def _write_all(self, payloads: Sequence[bytes], binary: bool) -> None:
         if self.open:
-            if self._deflates:
+            if self._extensions:
+                assert self._parser is not None
                 kind: Any = BytesMessage if binary else TextMessage
-                data = b"".join(self.connection.send(kind(p if binary else p.decode())) for p in payloads)
+                data = b"".join(self._parser.send(kind(p if binary else p.decode())) for p in payloads)
             else:
                 data = frames.frames(frames.BINARY if binary else frames.TEXT, payloads)
-            self.owner.write(data)
+            if data:
+                self.owner.write(data)
         elif self.state is ASGIWebsocketState.HANDSHAKE:
             raise RuntimeError("The WebSocket has not been accepted")
-        await self.owner.pace(len(payloads))
 
     async def app_send(self, message: Any) -> None:
         kind = message["type"]
         if self.open:
             if kind == "websocket.send":
                 text = message.get("text")
-                if self._deflates:
-                    await self.send_many(
-                        (text.encode() if text is not None else message["bytes"],), binary=text is None
-                    )
+                if self._extensions:
+                    await self((text.encode() if text is not None else message["bytes"],), binary=text is None)
                     return
                 if text is not None:
                     self.owner.write(frames.frame(frames.TEXT, text.encode()))
@@ -851,29 +1042,28 @@ class _WebSocket(_Application, WSStream):
         subprotocol = message.get("subprotocol")
         if subprotocol is not None and subprotocol not in (self.handshake.subprotocols or ()):
             raise ValueError(f"The client did not offer the subprotocol {subprotocol!r}")
-        extensions: list[Extension] = []
         headers = [(b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
         headers.append((b"sec-websocket-accept", generate_accept_token(cast(bytes, self.handshake.key))))
         if subprotocol is not None:
             headers.append((b"sec-websocket-protocol", subprotocol.encode()))
         if self.owner.limits.compression and self.handshake.extensions:
-            extensions.append(frames.BoundedDeflate(self.owner.limits.max_message_bytes))
-            accepted = server_extensions_handshake(self.handshake.extensions, extensions)
+            extension = frames.BoundedDeflate(self.owner.limits.max_message_bytes)
+            accepted = server_extensions_handshake(self.handshake.extensions, [extension])
             if accepted:
-                self._deflates = True
+                self._extensions = [extension]
+                self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
                 headers.append((b"sec-websocket-extensions", accepted))
         headers.extend(message.get("headers") or ())
         await self.send(Response(stream_id=self.stream_id, status_code=101, headers=headers))
         self.handshake.accepted = True
-        self.connection = WebSocketParser(ConnectionType.SERVER, extensions)
         self.state = ASGIWebsocketState.CONNECTED
         self.open = True
         self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
         if self._early:
-            self.connection.receive_data(bytes(self._early))
+            early = bytes(self._early)
             self._early.clear()
-            await self._parse()
+            await self._receive(early)
 
 
 class _Http1(H11Protocol):
@@ -902,6 +1092,12 @@ class _Http1(H11Protocol):
         """Whether an empty line was found in front of this request."""
         self._paused = False
         self._recycled = trio.lowlevel.ParkingLot()
+        self._ordinary: http1.Ordinary | None = None
+        """The request that is being answered, if h11 has not been told of it."""
+        self._answered: tuple[http1.Head, int, http1.RawHeaders] | None = None
+        """The head of its answer, its status and its headers, as long as it waits for its body."""
+        self._complete = False
+        """Whether its answer is."""
 
     def _parser(self, data: bytes) -> h11.Connection:
         """The parser of a connection on which *data* was received first."""
@@ -912,7 +1108,42 @@ class _Http1(H11Protocol):
 
     async def handle(self, event: ConnectionEvent) -> None:
         """Take bytes, or the end of the connection."""
+        if type(event) is RawData and self.stream is None:
+            parser = self.connection
+            if parser.their_state is h11.IDLE and not parser.trailing_data[0]:
+                request = http1.ordinary(event.data, self.owner.limits.max_header_bytes)
+                if request is not None:
+                    await self._contained(self._start_ordinary(request))
+                    return
         await self._contained(super().handle(event))
+
+    async def _start_ordinary(self, request: http1.Ordinary) -> None:
+        """Give a whole request to the application, all at once."""
+        self._ordinary = request
+        self._only_head = request.method == "HEAD"
+        self._complete = False
+        self.owner.wait_for(_Phase.ANSWER, inf)
+        self.keep_alive_requests += 1
+        stream = self.stream = _Request(self.owner, *self._stream_arguments())
+        _, method, target, headers, body = request
+        await stream.handle(Request(STREAM_ID, headers, "1.1", method, target, self.connection_state))
+        if stream.closed:
+            self.owner.finish()  # refused by Hypercorn, for its server name
+        stream.inbox.put({"type": "http.request", "body": body, "more_body": False}, len(body))
+        await self.context.mark_request()
+
+    def _tell_parser(self) -> None:
+        """Something about the answer is not ordinary: let h11 continue, as if it had read the request."""
+        request, answered = self._ordinary, self._answered
+        self._ordinary = self._answered = None
+        self._complete = False
+        if request is not None:
+            self.connection = self._parser(request.data + self.connection.trailing_data[0])
+            while type(self.connection.next_event()) is not h11.EndOfMessage:
+                pass
+            if answered is not None:
+                _, status, headers = answered
+                self._head = self._encode(h11.Response(status_code=status, headers=headers))
 
     async def _contained(self, step: Awaitable[None]) -> None:
         """Whatever fails while bytes are handled ends this connection and no other."""
@@ -952,7 +1183,9 @@ class _Http1(H11Protocol):
             if isinstance(passed, Data) and self.stream is not None:
                 await self.stream.handle(passed)
             return
-        self._paused = False
+        self._paused = self._ordinary is not None
+        if self._paused:
+            return
         if connection.their_state is h11.IDLE:
             if not self._begins():
                 return
@@ -1068,22 +1301,60 @@ class _Http1(H11Protocol):
         if kind is Response and cast(Response, event).status_code >= 200:
             self._respond(cast(Response, event))
         elif kind is Body:
-            self._write(h11.Data(data=cast(Body, event).data))
+            self._write_body(cast(Body, event).data)
         elif kind is EndBody:
-            self._write(h11.EndOfMessage())
+            self._write_end()
         else:
             await super().stream_send(event)
 
-    def _respond(self, event: Response) -> None:
-        headers = [*event.headers, *self.config.response_headers("h11")]
+    def answer(self, stream: _Request, status: int, headers: http1.RawHeaders, body: bytes) -> bool:
+        """Write the whole answer to an ordinary request. False, and nothing is done, if one of both is not ordinary."""
+        if self._ordinary is None or stream is not self.stream:
+            return False
+        head = http1.answer_head(self._ordinary.method, status, self._completed(headers))
+        if head is None or not (head.bodiless or head.size == len(body)):
+            return False
+        self.owner.write(head.data if head.bodiless else head.data + body)
+        self._complete = True
+        return True
+
+    def _completed(self, headers: http1.RawHeaders) -> http1.RawHeaders:
+        headers = [*headers, *self.owner.server.response_headers(self.config)]
         closing = self.context.terminated.is_set() or isinstance(self.stream, _WebSocket)
         closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: the body is not read
         if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
-        sized = any(name.lower() == b"content-length" for name, _ in headers)
+        return headers
+
+    def _respond(self, event: Response) -> None:
+        headers = self._completed(event.headers)
+        if self._ordinary is not None:
+            head = http1.answer_head(self._ordinary.method, event.status_code, headers)
+            if head is not None:
+                self._answered = head, event.status_code, headers
+                return
+            self._tell_parser()
         self._head = self._encode(h11.Response(status_code=event.status_code, headers=headers))
-        if not sized:
+        if not any(name.lower() == b"content-length" for name, _ in headers):
             self._write_head()  # a stream: its client wants to know now that it has begun
+
+    def _write_body(self, data: bytes) -> None:
+        if self._answered is not None and len(data) == self._answered[0].size:
+            self.owner.write(self._answered[0].data + data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.Data(data=data))
+
+    def _write_end(self) -> None:
+        if self._complete:
+            return
+        if self._answered is not None and not self._answered[0].size:
+            self.owner.write(self._answered[0].data)
+            self._answered, self._complete = None, True
+            return
+        self._tell_parser()
+        self._write(h11.EndOfMessage())
 
     def _write(self, event: h11.Data | h11.EndOfMessage) -> None:
         data = self._head + self._encode(event)
@@ -1106,23 +1377,30 @@ class _Http1(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         """The response is complete, or never will be: get ready for the next request, or end the connection."""
-        self._write_head()
+        if not self._complete:
+            self._tell_parser()
+            self._write_head()
         await self._close_stream()
         connection = self.connection
-        self._recycled.unpark_all()
-        if (
-            self.context.terminated.is_set()
-            or connection.our_state is not h11.DONE
-            or connection.their_state is not h11.DONE
-        ):
+        if self._recycled:
+            self._recycled.unpark_all()
+        reusable = self._complete or (connection.our_state is h11.DONE and connection.their_state is h11.DONE)
+        if self.context.terminated.is_set() or not reusable:
             self.owner.finish()
             return
-        connection.start_next_cycle()
+        if self._complete:
+            self._ordinary, self._complete = None, False
+        else:
+            connection.start_next_cycle()
         self._only_head = self._skipped = False
         self.owner.wait_for(_Phase.IDLE, self.owner.limits.keep_alive_timeout)
         if connection.trailing_data[0]:
             self.owner.wait_for(_Phase.HEAD, self.owner.limits.header_timeout)
             await self._contained(self._handle_events())
+
+
+async def _closed() -> None:
+    """What is left to do for a stream whose socket is closed."""
 
 
 def tune_listener(sock: stdlib_socket.socket | trio.socket.SocketType) -> None:

@@ -7,7 +7,7 @@ import heapq
 import math
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, Protocol
 
@@ -498,38 +498,37 @@ class Engine:
         began = trio.current_time()
         outcome: Outcome | None = None
         asked = False
-        with structlog.contextvars.bound_contextvars(
-            agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id
-        ):
+        # this task's own; it ends with the run, so nothing has to be unbound
+        structlog.contextvars.bind_contextvars(agent_id=row.agent_id, task_id=row.task_id, session_id=row.session_id)
+        try:
             try:
-                try:
-                    with run.scope:
-                        outcome = await self._execute(run)
-                    if run.asked is not None and run.stopped is None and run.log.failure is None:
-                        outcome = None
-                        asked = True
-                    elif run.scope.cancelled_caught:
-                        outcome = run.stopped or run.cut()
-                except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
-                    outcome = run.stopped or failure(error)
-                except BaseExceptionGroup as group:
-                    cancelled, rest = group.split(trio.Cancelled)
-                    if rest is not None:
-                        log.error("agent_failed_while_cancelled", exc_info=rest)
-                    if cancelled is not None:
-                        raise cancelled from None
-                    raise
-            finally:
-                if not run.begun:
-                    self._waiting -= 1
-                    if outcome is None and run.stopped is None and run.nursery is None and row.policy != "cancel":
-                        run.parked = True  # accepted, not begun: the next start takes it up
-                    run.begun = True
-                if run.stopped is not None and self._observer is not None:
-                    self._observer.cancelled(trio.current_time() - run.stopped_at)
-                if not asked:
-                    outcome = outcome or run.stopped or run.left()
-                await self._end(run, outcome, trio.current_time() - began)
+                with run.scope:
+                    outcome = await self._execute(run)
+                if run.asked is not None and run.stopped is None and run.log.failure is None:
+                    outcome = None
+                    asked = True
+                elif run.scope.cancelled_caught:
+                    outcome = run.stopped or run.cut()
+            except (Exception, SystemExit, asyncio.CancelledError) as error:  # all of them an agent's
+                outcome = run.stopped or failure(error)
+            except BaseExceptionGroup as group:
+                cancelled, rest = group.split(trio.Cancelled)
+                if rest is not None:
+                    log.error("agent_failed_while_cancelled", exc_info=rest)
+                if cancelled is not None:
+                    raise cancelled from None
+                raise
+        finally:
+            if not run.begun:
+                self._waiting -= 1
+                if outcome is None and run.stopped is None and run.nursery is None and row.policy != "cancel":
+                    run.parked = True  # accepted, not begun: the next start takes it up
+                run.begun = True
+            if run.stopped is not None and self._observer is not None:
+                self._observer.cancelled(trio.current_time() - run.stopped_at)
+            if not asked:
+                outcome = outcome or run.stopped or run.left()
+            await self._end(run, outcome, trio.current_time() - began)
 
     async def _execute(self, run: Run) -> Outcome:
         if run.turn is not None:
@@ -768,8 +767,10 @@ class Engine:
             raise StoreUnavailable(detail, task_id=row.task_id)
         return run.row if run.request is not None else await self.store.get_task_by_key(row.key) or row
 
-    def follow(self, row: TaskRow, after: int = 0, wakeup: Wakeup | None = None, *, viewer: bool = False) -> Follower:
-        """A reader of the task's log beyond ``after``; a context manager."""
+    def follow(
+        self, row: TaskRow, after: int = 0, alarm: Callable[[], None] | None = None, *, viewer: bool = False
+    ) -> Follower:
+        """A reader of the task's log beyond ``after``; a context manager. ``alarm``: see ``Follower``."""
 
         def live() -> TaskLog | None:
             log = self._logs.get(row.key)
@@ -779,7 +780,7 @@ class Engine:
                     self._dismiss_readers(row.key)
             return log
 
-        return Follower(self.store, row, live, after=after, wakeup=wakeup, viewer=viewer)
+        return Follower(self.store, row, live, after=after, alarm=alarm, viewer=viewer)
 
     def last_seq(self, row: TaskRow) -> int:
         """The last committed seq: what the row says, or what is known here, whichever is newer."""

@@ -61,6 +61,35 @@ def close(code: int, reason: str = "") -> bytes:
     return frame(CLOSE, struct.pack("!H", code) + text.encode())
 
 
+_MAY_CLOSE = frozenset((1000, 1001))
+
+
+def plain_frame(data: bytes, start: int, limit: int) -> tuple[int, int, bytes] | None:
+    """The first byte, the end in *data* and the unmasked payload of the client's frame at *start*, if it is whole and
+    of the most frequent kinds: a text in one frame of at most *limit* bytes, a ping, a pong, a usual Close without a
+    reason. ``None`` says nothing about what else it is: a parser of the protocol decides."""
+    if len(data) < start + 6:
+        return None
+    first, size = data[start], data[start + 1] - 0x80
+    begin = start + 2
+    if size == 126 and first == TEXT:
+        size = int.from_bytes(data[begin : begin + 2])
+        begin += 2
+        if size < 126:
+            return None
+    elif not 0 <= size < 126 or first not in (TEXT, PING, PONG, CLOSE):
+        return None
+    mask, begin = data[begin : begin + 4], begin + 4
+    end = begin + size
+    if end > len(data) or size > limit:
+        return None
+    repeated = (mask * (size // 4 + 1))[:size]
+    payload = (int.from_bytes(data[begin:end]) ^ int.from_bytes(repeated)).to_bytes(size)
+    if first == CLOSE and payload and (size != 2 or int.from_bytes(payload) not in _MAY_CLOSE):
+        return None
+    return first, end, payload
+
+
 class BoundedDeflate(PerMessageDeflate):
     """permessage-deflate whose inflated messages end at *limit* bytes with 1009, checked before more is inflated."""
 

@@ -17,8 +17,9 @@ from hector_trio.models import is_id
 if TYPE_CHECKING:
     import trio
 
-    from hector_trio.server import SelfOpeningApp, Serving
+    from hector_trio.server import Prepare, SelfOpeningApp, Serving
 
+P = TypeVar("P", bound="Prepare")
 F = TypeVar("F", bound=Callable[[Any], Awaitable[None] | None])
 
 
@@ -41,6 +42,17 @@ class Hector:
     def __init__(self, config: str | Path | None = None) -> None:
         self._config = config
         self._agents: dict[str, Agent] = {}
+        self._prepare: list[Prepare] = []
+
+    def quart(self, function: P) -> P:
+        """Has the function below called with the Quart-Trio application before it serves, to put on it what Quart
+        offers: hooks, middleware (``quart.asgi_app = ...``), routes of your own.
+
+        With a hook or a middleware that can see WebSockets, streams take Quart's way, message by message; without,
+        they go beside it, which costs less.
+        """
+        self._prepare.append(function)
+        return function
 
     def agent(
         self,
@@ -106,7 +118,12 @@ class Hector:
 
         settings = self.settings(**server)
         configure_logs(settings)
-        run(settings, self._agents, started=lambda serving: print(announcement(settings, serving), flush=True))
+        run(
+            settings,
+            self._agents,
+            prepare=self._prepare,
+            started=lambda serving: print(announcement(settings, serving), flush=True),
+        )
 
     async def serve(
         self,
@@ -121,7 +138,11 @@ class Hector:
         from hector_trio.server import serve
 
         await serve(
-            self.settings(**server), self._agents, stop=stop, task_status=task_status or trio.TASK_STATUS_IGNORED
+            self.settings(**server),
+            self._agents,
+            prepare=self._prepare,
+            stop=stop,
+            task_status=task_status or trio.TASK_STATUS_IGNORED,
         )
 
     @cached_property
@@ -132,4 +153,4 @@ class Hector:
         """
         from hector_trio.server import installed
 
-        return installed(self.settings(), self._agents)
+        return installed(self.settings(), self._agents, self._prepare)

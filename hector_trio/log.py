@@ -52,6 +52,19 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_stamped_ms = 0
+_stamped = b""
+
+
+def _stamp() -> bytes:
+    """The rest of a chunk behind its content, when it is nothing but text; made once a millisecond."""
+    global _stamped_ms, _stamped
+    ms = time.time_ns() // 1_000_000
+    if ms != _stamped_ms:
+        _stamped_ms, _stamped = ms, b',"timestamp":"%b","final":false}' % timestamp(ms).encode()
+    return _stamped
+
+
 class Wakeup:
     """One waiting task's alarm: set from anywhere on the loop, any number of times, taken by one waiter."""
 
@@ -90,6 +103,46 @@ class TaskLog:
     for input between them. Whoever reads before the answer goes on reading after it.
     """
 
+    __slots__ = (
+        "_change",
+        "_emits",
+        "_final_queued",
+        "_flying",
+        "_flying_final",
+        "_flying_message",
+        "_max_chunk",
+        "_max_log",
+        "_max_text",
+        "_max_uncommitted",
+        "_message",
+        "_paused_at",
+        "_pending",
+        "_pending_bytes",
+        "_progress",
+        "_seq",
+        "_tail",
+        "_tail_bytes",
+        "_tail_first",
+        "_tail_size",
+        "_text_head",
+        "_unsaid",
+        "_writer",
+        "committed",
+        "failure",
+        "final_seq",
+        "fold",
+        "folded",
+        "instance",
+        "key",
+        "lost",
+        "on_readers",
+        "on_refused",
+        "readers",
+        "status",
+        "task_id",
+        "viewers",
+    )
+
     def __init__(
         self,
         row: TaskRow,
@@ -125,7 +178,9 @@ class TaskLog:
         self._writer = writer
         self._max_uncommitted = max_uncommitted
         self._max_chunk = max_chunk
+        self._max_text = max(1, max_chunk // 8)  # an escaped character takes up to six bytes, a raw one up to four
         self._max_log = max_log
+        self._text_head = b'{"taskId":"%b","seq":' % row.task_id.encode()
         self._tail_bytes = tail_bytes
         self._seq = row.last_seq
         self._emits = 0
@@ -157,10 +212,7 @@ class TaskLog:
 
         Raises: RunError ``chunk_too_large``, ``log_full``, or ``not_json``; the store's failure if it has refused.
         """
-        if self.failure is not None:
-            raise self.failure
-        if self._final_queued:
-            raise RunError("run_ended", "The run has ended; nothing can be emitted any more")
+        self._check_open()
         try:
             line = encode(
                 Chunk(
@@ -174,42 +226,72 @@ class TaskLog:
             )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError("not_json", f"The agent emitted a {kind} chunk that cannot stand in JSON") from error
-        if len(line) > self._max_chunk + ENVELOPE:
-            raise RunError("chunk_too_large", f"A {kind} chunk has {len(line)} bytes; {self._max_chunk} are allowed")
-        if self.fold.size + len(line) > self._max_log:
-            raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
-        self.fold.size += len(line)
+        self._check_size(kind, line)
         plain = content if isinstance(content, str) else msgspec.json.decode(encode(content))
         self.fold.add(kind, plain, extra.get("media_type", UNSET))
         self.fold.replied |= "reply" in extra
         self._queue(line)
         return self._seq
 
+    def _put_text(self, text: str) -> None:
+        """``put`` of text: the same bytes, by far the most frequent, without an object for each."""
+        self._check_open()
+        try:
+            line = b'%b%d,"chunkType":"text","content":%b%b' % (self._text_head, self._seq + 1, encode(text), _stamp())
+        except ValueError as error:
+            raise RunError("not_json", "The agent emitted a text chunk that cannot stand in JSON") from error
+        self._check_size("text", line)
+        self.fold.add_text(text)
+        self._queue(line)
+
+    def _check_open(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._final_queued:
+            raise RunError("run_ended", "The run has ended; nothing can be emitted any more")
+
+    def _check_size(self, kind: ChunkType, line: bytes) -> None:
+        size = len(line)
+        if size > self._max_chunk + ENVELOPE:
+            raise RunError("chunk_too_large", f"A {kind} chunk has {size} bytes; {self._max_chunk} are allowed")
+        if self.fold.size + size > self._max_log:
+            raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
+        self.fold.size += size
+
     async def emit(self, kind: ChunkType, content: Any, **extra: Any) -> None:
         """``put``, then waits while too much is uncommitted or a viewer has it pause, and lets others run at times."""
         self.put(kind, content, **extra)
-        self._emits += 1
-        if self._pending_bytes > self._max_uncommitted or self._seq > self._paused_at:
-            while self._pending_bytes > self._max_uncommitted and self.failure is None:
-                await self._progress.park()
-            while self._seq > self._paused_at and self.failure is None:
-                await self._progress.park()
-        elif self._emits % EMITS_PER_CHECKPOINT == 0:
-            await trio.lowlevel.checkpoint()
+        if self._is_due():
+            await self._give_way()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _is_due(self) -> bool:
+        """Whether whoever has emitted is to wait, or to let others run."""
+        self._emits += 1
+        return (
+            self._emits % EMITS_PER_CHECKPOINT == 0
+            or self._pending_bytes > self._max_uncommitted
+            or self._seq > self._paused_at
+        )
+
+    async def _give_way(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._pending_bytes > self._max_uncommitted and self.failure is None:
+            await self._progress.park()
+        while self._seq > self._paused_at and self.failure is None:
+            await self._progress.park()
 
     async def emit_text(self, text: str) -> None:
         """Text longer than a chunk may be becomes several chunks."""
         if not isinstance(text, str):
             raise InvalidRequest(f"emit_text takes a string, not {type(text).__name__}")
-        limit = max(1, self._max_chunk // 8)  # an escaped character takes up to six bytes, a raw one up to four
-        if len(text) <= limit:
-            if text:
-                await self.emit("text", text)
-            return
-        for start in range(0, len(text), limit):
-            await self.emit("text", text[start : start + limit])
+        for start in range(0, len(text), self._max_text):
+            self._put_text(text[start : start + self._max_text])
+            if self._is_due():
+                await self._give_way()
+            else:
+                await trio.lowlevel.checkpoint_if_cancelled()
 
     async def emit_bytes(self, data: bytes, media_type: str) -> None:
         """A ``data`` chunk of bytes; in JSON they are base64."""
@@ -291,6 +373,7 @@ class TaskLog:
         return append
 
     def commit(self, append: Append) -> None:
+        """The readers are not told: the writer does that once for all it has committed."""
         lines = self._flying or []
         self._flying = self._flying_message = None
         self._tail += lines
@@ -304,7 +387,8 @@ class TaskLog:
             self.final_seq = append.last_seq
         if self._tail_size > 2 * self._tail_bytes:
             self._trim()
-        self._moved()
+        if self._progress:
+            self._progress.unpark_all()
 
     def refuse(self, error: HectorError) -> None:
         """The store has refused: what waits is discarded and the numbers go back to the last committed chunk."""
@@ -320,7 +404,9 @@ class TaskLog:
         self._change = self._message = None
         self._final_queued = False
         self._seq = self.committed
-        self._moved()
+        self._progress.unpark_all()
+        for reader in self.readers:
+            reader.alarm()
         self.on_refused(error)
 
     async def unread(self) -> None:
@@ -340,11 +426,6 @@ class TaskLog:
             if not self.readers:
                 self._progress.unpark_all()
             self.on_readers()
-
-    def _moved(self) -> None:
-        self._progress.unpark_all()
-        for reader in self.readers:
-            reader.wakeup.wake()
 
     def _trim(self) -> None:
         drop = 0
@@ -395,12 +476,17 @@ class LogWriter:
                 self._refuse(logs, StoreUnavailable("The store failed; its error has been logged"))
                 continue
             chunks = 0
+            alarms: dict[Callable[[], None], None] = {}  # one reader may follow many of these logs
             for log, append in appends:
                 if append.key in refused:
                     self._refuse([log], Gone("The task is gone, or another instance's by now"))
                 else:
                     chunks += append.last_seq - append.first_seq + 1
                     log.commit(append)
+                    for reader in log.readers:
+                        alarms[reader.alarm] = None
+            for alarm in alarms:
+                alarm()
             self._committed(chunks)
 
     def _refuse(self, logs: Iterable[TaskLog], error: HectorError) -> None:
@@ -414,8 +500,25 @@ class Follower:
 
     ``read`` gives whatever is committed beyond ``after``, first from the store, then live from memory: no duplicate, no
     hole that is not said, never a live chunk before the replay. Several followers may share one ``wakeup`` (one reader
-    of many tasks). A ``viewer`` is somebody who watches: a task whose policy is a grace goes on while it has one.
+    of many tasks), or one ``alarm``, which is called instead whenever there may be something to read: on the way of
+    every commit, so it must not wait, raise, or come or go as a reader. A ``viewer`` is somebody who watches: a task
+    whose policy is a grace goes on while it has one.
     """
+
+    __slots__ = (
+        "_final_seq",
+        "_live",
+        "_log",
+        "_rest",
+        "_row",
+        "_store",
+        "after",
+        "alarm",
+        "failure",
+        "task_id",
+        "viewer",
+        "wakeup",
+    )
 
     def __init__(
         self,
@@ -425,6 +528,7 @@ class Follower:
         *,
         after: int = 0,
         wakeup: Wakeup | None = None,
+        alarm: Callable[[], None] | None = None,
         viewer: bool = False,
     ) -> None:
         """``live`` gives the log of a task that has not ended. It is asked when this is entered: one that was taken
@@ -435,6 +539,7 @@ class Follower:
         self.failure: HectorError | None = None
         """Set once ``read`` has ended because the store refused: nothing more comes, and no final chunk."""
         self.wakeup = wakeup if wakeup is not None else Wakeup()
+        self.alarm = alarm if alarm is not None else self.wakeup.wake
         self._store = store
         self._row = row
         self._live = live
@@ -484,6 +589,17 @@ class Follower:
         """Whether ``read`` would return without waiting for the run."""
         log = self._log
         return log is None or bool(self._rest) or log.committed > self.after or log.failure is not None or self.ended
+
+    def take(self, limit: int) -> list[bytes] | None:
+        """What ``read`` would return at once, of chunks as they are; ``None`` where it takes ``read`` to tell: nothing
+        is there, more than ``limit`` chunks are, or the store must be asked."""
+        log = self._log
+        if log is None or self._rest or not 0 < log.committed - self.after <= limit:
+            return None
+        held = log.lines_after(self.after)
+        if held:
+            self.after += len(held)
+        return held
 
     async def read(self, limit: int = 1 << 30, *, join: bool = False) -> list[bytes]:
         """The next encoded chunks (at most ``limit``), waiting for at least one; ``[]`` when there will be no more.

@@ -390,6 +390,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._seen: dict[str, set[str]] = {}
+        self._counters: dict[tuple[str, str, int | None], Counter] = {}
+        """Those of `_requests` that have been counted with: three labels, each bounded."""
         self._requests = Counter(
             "hector_requests", "Requests answered", ["method", "route", "status"], registry=registry
         )
@@ -436,11 +438,14 @@ class Metrics:
     def request(self, method: str, route: str | None, status: int | None, seconds: float | None) -> None:
         """One request was answered; ``route`` is its template, ``status`` None when the client left before.
         ``seconds`` is None for what is meant to last, a WebSocket."""
-        route = self._bounded("route", route or OTHER)
-        code = "none" if status is None else str(status) if 100 <= status <= 599 else OTHER
-        self._requests.labels(method if method in METHODS else OTHER, route, code).inc()
+        asked = method if method in METHODS else OTHER, self._bounded("route", route or OTHER), status
+        counter = self._counters.get(asked)
+        if counter is None:
+            code = "none" if status is None else str(status) if 100 <= status <= 599 else OTHER
+            counter = self._counters[asked] = self._requests.labels(asked[0], asked[1], code)
+        counter.inc()
         if seconds is not None:
-            self._request_seconds.labels(route).observe(seconds)
+            self._request_seconds.labels(asked[1]).observe(seconds)
 
     @contextmanager
     def stream(self, transport: Transport) -> Iterator[None]:

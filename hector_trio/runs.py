@@ -36,6 +36,27 @@ log = structlog.stdlib.get_logger("hector_trio.engine")
 class Run:
     """One accepted task while it is queued or running here."""
 
+    __slots__ = (
+        "_grace",
+        "_left_at",
+        "agent",
+        "asked",
+        "begun",
+        "deadline",
+        "ending",
+        "log",
+        "nursery",
+        "over",
+        "parked",
+        "request",
+        "row",
+        "scope",
+        "stopped",
+        "stopped_at",
+        "task",
+        "turn",
+    )
+
     def __init__(
         self,
         row: TaskRow,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -11,7 +12,7 @@ import ssl
 import stat
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 import structlog
 import trio
+from quart_trio import QuartTrio
 
 from hector_trio import __version__, connection
 from hector_trio.agents import Agent, AgentInfo
@@ -43,8 +45,9 @@ from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
-from hector_trio.transports import Services
+from hector_trio.transports import Services, direct, wires
 from hector_trio.transports.a2a_routes import add_a2a
+from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
@@ -58,6 +61,9 @@ CLOSING_LIMIT: Final = 3.0
 FINAL_CHUNKS: Final = 1.5
 """Seconds kept, of what Hypercorn gives its connections, for the final chunks to be stored and sent."""
 
+Prepare = Callable[[QuartTrio], object]
+"""What a user adds to the Quart application: hooks, middleware, routes."""
+
 log = structlog.stdlib.get_logger("hector_trio.server")
 
 
@@ -65,8 +71,11 @@ log = structlog.stdlib.get_logger("hector_trio.server")
 
 
 @asynccontextmanager
-async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None) -> AsyncIterator[App]:
-    """Everything behind the listeners, open and recovered. ``agents`` come in addition to the configured ones.
+async def open_app(
+    settings: Settings, agents: Mapping[str, Agent] | None = None, prepare: Iterable[Prepare] = ()
+) -> AsyncIterator[App]:
+    """Everything behind the listeners, open and recovered. ``agents`` come in addition to the configured ones, and each
+    of ``prepare`` is called with the Quart application when all of ours is on it.
 
     Leaving closes in the opposite order; runs are ended first, with their final chunks.
     Raises: ConfigError, StartError.
@@ -107,8 +116,11 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
             watch,
             push,
         )
+        app = App(services)
+        for each in prepare:
+            each(app.quart)
         try:
-            yield App(services)
+            yield app
         finally:
             nursery.cancel_scope.cancel()
 
@@ -118,16 +130,18 @@ class App:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        quart = HectorQuart("hector_trio")
-        add_routes(quart, services)
-        add_websocket(quart, services)
-        add_a2a(quart, services)
-        self._asgi = Guard(quart, services)
+        self.quart = HectorQuart("hector_trio")
+        add_routes(self.quart, services)
+        streams = add_websocket(self.quart, services)
+        add_a2a(self.quart, services)
+        self._asgi = Guard(Direct(self.quart, services, streams), services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
+            mark = direct.mark if scope["type"] == "http" else wires.mark
+            mark(scope, receive, send)
             await self._asgi(scope, receive, send)
 
 
@@ -147,9 +161,10 @@ class SelfOpeningApp:
     are tokens or ``server.insecure``.
     """
 
-    def __init__(self, settings: Settings, agents: Mapping[str, Agent]) -> None:
+    def __init__(self, settings: Settings, agents: Mapping[str, Agent], prepare: Iterable[Prepare] = ()) -> None:
         self._settings = settings
         self._agents = agents
+        self._prepare = prepare
         self._app: App | None = None
         self._told = False
 
@@ -179,7 +194,7 @@ class SelfOpeningApp:
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
         try:
-            async with open_app(self._settings, self._agents) as self._app:
+            async with open_app(self._settings, self._agents, self._prepare) as self._app:
                 await send({"type": "lifespan.startup.complete"})
                 engine = self._app.services.engine
                 async with trio.open_nursery() as nursery:
@@ -215,7 +230,7 @@ async def _refuse(scope: Any, send: Any, reason: str) -> None:
     await send({"type": f"{prefix}.response.body", "body": reason.encode()})
 
 
-def installed(settings: Settings, agents: Mapping[str, Agent]) -> SelfOpeningApp:
+def installed(settings: Settings, agents: Mapping[str, Agent], prepare: Iterable[Prepare] = ()) -> SelfOpeningApp:
     """The application for Hypercorn's trio worker, with our connection class put into it.
 
     ``HECTOR_CONNECTION=plain`` in the environment leaves Hypercorn as it is, with its defects. Logs which it is.
@@ -226,7 +241,7 @@ def installed(settings: Settings, agents: Mapping[str, Agent]) -> SelfOpeningApp
     else:
         connection.install(limits_of(settings))
         log.info("connection_class_installed", opt_out="HECTOR_CONNECTION=plain")
-    return SelfOpeningApp(settings, agents)
+    return SelfOpeningApp(settings, agents, prepare)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -481,6 +496,7 @@ async def serve(
     settings: Settings,
     agents: Mapping[str, Agent] | None = None,
     *,
+    prepare: Iterable[Prepare] = (),
     stop: trio.Event | None = None,
     task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -499,7 +515,7 @@ async def serve(
         if settings.server.fd is not None:  # what somebody else has bound
             bound = [sock.getsockname()[0] for sock in sockets if sock.family != socket.AF_UNIX]
             check_exposure(settings, bound)
-        async with open_app(settings, agents) as app:
+        async with open_app(settings, agents, prepare) as app:
             engine = app.services.engine
 
             async def drained() -> None:
@@ -580,14 +596,21 @@ def run(
     settings: Settings,
     agents: Mapping[str, Agent] | None = None,
     *,
+    prepare: Iterable[Prepare] = (),
     started: Callable[[Serving], None] = lambda serving: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then)."""
 
+    def ready(serving: Serving) -> None:
+        # Modules and tables stay: no collection, which stops everything, has to look through them again.
+        gc.freeze()
+        gc.enable()
+        started(serving)
+
     async def main() -> None:
         stop = trio.Event()
         with _signals(stop):
-            await serve(settings, agents, stop=stop, task_status=Tell(started))
+            await serve(settings, agents, prepare=prepare, stop=stop, task_status=Tell(ready))
 
     # The store's thread and the loop share one interpreter lock: at Python's 5 ms a cancel waits for commits.
     sys.setswitchinterval(0.0005)

@@ -172,6 +172,11 @@ class Fold:
             self._data.append(content if media_type is UNSET else binary)
         self.status = "input_required" if chunk_type == "metadata" and asks(content) else "running"
 
+    def add_text(self, text: str) -> None:
+        """``add`` of text."""
+        self._text.append(text)
+        self.status = "running"
+
     def take(self, chunk: Chunk) -> None:
         """Takes one decoded chunk, the final one included."""
         self.last_seq = chunk.seq

@@ -426,7 +426,7 @@ async def torment(folder: Path, rounds: int, seed: int, *, clients: int = 48) ->
             else:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(Crowd(witness, await url(), rng, number).come, clients)
-                    with trio.move_on_after(1.5):
+                    with trio.move_on_after(5):
                         await witness.wait_bytes(rng.randrange(1_000_000))
                     if when == "shutdown":
                         process.send_signal(signal.SIGTERM)

@@ -45,12 +45,12 @@ class Steered:
         self.gate(text).set()
 
     async def wait_started(self, text: str) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while text not in self.started:
                 await self._moved.park()
 
     async def wait_ended(self, text: str) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while text not in self.ended:
                 await self._moved.park()
 
@@ -107,13 +107,13 @@ async def new_session(store: Store, session_id: str = "s", *, owner: str = "o", 
 
 
 async def run(engine: Engine, order: Order) -> TaskRow:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         return await engine.wait((await engine.submit(order)).task)
 
 
 async def wait_ended(engine: Engine, row: TaskRow) -> TaskRow:
     """The row once its end is stored, however often the store refuses it."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while True:
             try:
                 return await engine.wait(row)
@@ -123,7 +123,7 @@ async def wait_ended(engine: Engine, row: TaskRow) -> TaskRow:
 
 async def read_all(engine: Engine, row: TaskRow, after: int = 0) -> list[Chunk]:
     chunks: list[Chunk] = []
-    with trio.fail_after(10), engine.follow(row, after) as follower:
+    with trio.fail_after(30), engine.follow(row, after) as follower:
         while lines := await follower.read():
             chunks += [decode_chunk(line) for line in lines]
     return chunks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -14,8 +14,11 @@ import trio
 from hector_trio.agents import Agent
 from hector_trio.config import DemoLlm, LlmAgent, Server, Settings, StoreSettings
 from hector_trio.engine import Engine
-from hector_trio.server import Serving, serve
+from hector_trio.server import Prepare, Serving, serve
 from hector_trio.transports import Services
+
+always: list[Prepare] = []
+"""What every server of a test gets: see ``either_way``."""
 
 
 class Served:
@@ -61,10 +64,12 @@ def settings_of(**sections: Any) -> Settings:
 
 
 @asynccontextmanager
-async def serving(settings: Settings | None = None, agents: Mapping[str, Agent] | None = None) -> AsyncIterator[Served]:
+async def serving(
+    settings: Settings | None = None, agents: Mapping[str, Agent] | None = None, *, prepare: Iterable[Prepare] = ()
+) -> AsyncIterator[Served]:
     """``agents`` come in addition to the configured ones. Leaving ends the server at once."""
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        start = partial(serve, settings or settings_of(), agents, stop=stop)
+        start = partial(serve, settings or settings_of(), agents, prepare=[*prepare, *always], stop=stop)
         yield Served(await nursery.start(start), stop)
         nursery.cancel_scope.cancel()

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -53,7 +53,7 @@ class Peer:
         await self.send({"input": {"type": "text/plain", "content": text}, **request})
 
     async def read(self) -> dict[str, Any]:
-        with trio.fail_after(5):
+        with trio.fail_after(10):
             frame: dict[str, Any] = json.loads(await self.websocket.get_message())
             return frame
 
@@ -66,7 +66,7 @@ class Peer:
 
     async def close_code(self) -> int:
         """The code with which the server closes, whatever it says before that."""
-        with trio.fail_after(5):
+        with trio.fail_after(10):
             with suppress(ConnectionClosed):
                 while True:
                     await self.websocket.get_message()
@@ -93,7 +93,7 @@ class RawPeer:
         await self.send_text(json.dumps({"input": {"type": "text/plain", "content": text}, **request}))
 
     async def wait_for(self, text: bytes) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while text not in self.received:
                 if self._reading:
                     await self._moved.park()
@@ -132,12 +132,15 @@ async def connect_raw(url: str, agent: str = "assistant", *, receive_buffer: int
     await sock.connect((host, int(port)))
     peer = RawPeer(trio.SocketStream(sock))
     key = base64.b64encode(os.urandom(16)).decode()
-    await peer.stream.send_all(
-        f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
-        f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-    )
-    await peer.wait_for(b"\r\n\r\n")
-    assert peer.received.startswith(b"HTTP/1.1 101")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(peer.stream)
+        await peer.stream.send_all(
+            f"GET /agents/{agent}/stream HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        await peer.wait_for(b"\r\n\r\n")
+        assert peer.received.startswith(b"HTTP/1.1 101")
+        stack.pop_all()
     return peer
 
 

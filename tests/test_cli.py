@@ -29,7 +29,7 @@ from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
 from tests.serving import serving, settings_of
 
-LIMIT = 30
+LIMIT = 60
 PROMPT = r"\x1b\[\?2004h"
 """What the terminal is told when a line can be typed: pastes come in brackets."""
 ROOT = Path(__file__).parent.parent
@@ -538,7 +538,7 @@ async def test_sessions_are_made_listed_shown_read_and_removed() -> None:
     async with serving() as server:
         run = partial(hector, HECTOR_SERVER=server.url)
         session_id = (
-            await run("sessions", "create", "assistant", "--metadata", "user=john", "--ttl", "60")
+            await run("sessions", "create", "assistant", "--metadata", "user=john", "--ttl", "3600")
         ).out.strip()
         await run("call", "assistant", "My name is Alice", "--session", session_id)
         listed = (await run("sessions", "list", "--agent", "assistant", "--metadata", "user=john")).out
@@ -721,6 +721,17 @@ async def test_help_waits_for_nothing_but_click() -> None:
     code = "import sys, hector_trio.cli; print({'trio', 'msgspec', 'rich', 'quart', 'httpx2'} & set(sys.modules))"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True, env=CLEAN)
     assert done.stdout.decode().strip() == "set()"
+
+
+async def test_a_command_imports_no_other_and_the_dialects_of_no_other_database() -> None:
+    code = (
+        "import sys, hector_trio.cli; from hector_trio.stores import sql\n"
+        "hector_trio.cli.hector.get_command(None, 'list')\n"
+        "unwanted = ('hector_trio.cli.', 'sqlalchemy.dialects.p', 'alembic')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(unwanted)))"
+    )
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True, env=CLEAN)
+    assert done.stdout.decode().strip() == str([f"hector_trio.cli.{name}" for name in ("calls", "lines", "output")])
 
 
 async def test_what_json_prints_is_what_the_client_reads() -> None:

@@ -27,7 +27,7 @@ from hector_trio.models import Chunk, Content
 from tests.engines import Steered, agent
 from tests.serving import Served, serving, settings_of
 
-LIMIT = 20
+LIMIT = 90
 
 
 @asynccontextmanager

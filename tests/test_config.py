@@ -405,7 +405,8 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         ("agents: {a: &x {metadata: {self: *x}}}", "the alias contains itself"),
         ("? [a, b]\n: c\n" + AGENTS, "line 1: a key is text"),
         ("x: \0", "x.yaml: "),
-        ("[" * 100_000, "nested deeper than 64"),
+        ("[" * 500, "nested deeper than 64"),
+        ("[" * 100_000, "nest"),  # newer versions of libyaml refuse it themselves
         ("- " * 100_000, "nested deeper than 64"),
     ],
 )

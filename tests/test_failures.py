@@ -26,19 +26,18 @@ KEY = "sk-0123456789abcdef0123456789"
 @pytest.mark.parametrize(
     ("behaviour", "code"),
     [
-        (refuses(401), "model_unauthorized"),
-        (refuses(403), "model_unauthorized"),
-        (refuses(404), "model_not_found"),
-        (refuses(429), "model_rate_limited"),
-        (refuses(500), "model_error"),
-        (stalls("half"), "model_timeout"),
-        (cuts("half"), "model_stream_cut"),
-        (cuts("half", reset=True), "model_stream_cut"),
-        (hangs_up(), "model_stream_cut"),
-        (sends(b"data: {nonsense\n\n"), "model_garbage"),
-        (sends(b"<html>", "text/html"), "model_garbage"),
+        pytest.param(refuses(401), "model_unauthorized", id="401"),
+        pytest.param(refuses(403), "model_unauthorized", id="403"),
+        pytest.param(refuses(404), "model_not_found", id="404"),
+        pytest.param(refuses(429), "model_rate_limited", id="429"),
+        pytest.param(refuses(500), "model_error", id="500"),
+        pytest.param(stalls("half"), "model_timeout", id="stalls"),
+        pytest.param(cuts("half"), "model_stream_cut", id="cut"),
+        pytest.param(cuts("half", reset=True), "model_stream_cut", id="reset"),
+        pytest.param(hangs_up(), "model_stream_cut", id="hangs up"),
+        pytest.param(sends(b"data: {nonsense\n\n"), "model_garbage", id="nonsense"),
+        pytest.param(sends(b"<html>", "text/html"), "model_garbage", id="html"),
     ],
-    ids=str,
 )
 async def test_a_failing_model_fails_the_task_with_a_code(behaviour: Behaviour, code: str) -> None:
     async with trio.open_nursery() as nursery:

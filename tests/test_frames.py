@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import tracemalloc
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wsproto.connection import Connection, ConnectionType
+from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 from wsproto.extensions import PerMessageDeflate
 from wsproto.frame_protocol import CloseReason, FrameProtocol
@@ -29,6 +30,7 @@ from hector_trio.frames import (
     handshake_fault,
     head_too_long,
     joined,
+    plain_frame,
     problem,
     problem_alone,
     request_fault,
@@ -362,3 +364,62 @@ def test_a_refusal_alone_is_a_response_that_a_client_understands() -> None:
     assert isinstance(data, h11.Data)
     assert json.loads(bytes(data.data))["code"] == "rate_limited"
     assert isinstance(end, h11.EndOfMessage)
+
+
+@given(
+    first=st.sampled_from([0x01, 0x80, 0x81, 0x82, 0x88, 0x89, 0x8A, 0x8B, 0xC1, 0x91]),
+    payload=st.binary(max_size=300),
+    mask=st.binary(min_size=4, max_size=4),
+    masked=st.sampled_from([True, True, True, False]),
+    longer=st.sampled_from([False, False, True]),
+    cut=st.integers(0, 12),
+    before=st.binary(max_size=3),
+)
+def test_a_plain_frame_is_read_as_the_parser_reads_it_or_left_to_it(
+    first: int, payload: bytes, mask: bytes, masked: bool, longer: bool, cut: int, before: bytes
+) -> None:
+    bit = 0x80 if masked else 0
+    size = len(payload)
+    head = bytes((first, bit | size)) if size < 126 and not longer else struct.pack("!BBH", first, bit | 126, size)
+    body = bytes(b ^ mask[i % 4] for i, b in enumerate(payload)) if masked else payload
+    data = head + (mask if masked else b"") + body
+    data = data[: len(data) - cut] if cut < 6 else data
+    found = plain_frame(before + data + b"rest", len(before), 250)
+    if cut < 6 and cut:
+        found = plain_frame(before + data, len(before), 250)
+    if found is None:
+        return
+    parser = Connection(ConnectionType.SERVER)
+    parser.receive_data(data)
+    (event,) = parser.events()
+    opcode, end, plain = found
+    assert end == len(before) + len(data)
+    assert len(plain) <= 250
+    match event:
+        case TextMessage():
+            assert (opcode, plain.decode()) == (TEXT, event.data)
+            assert event.message_finished
+        case Ping():
+            assert (opcode, plain) == (PING, bytes(event.payload))
+        case Pong():
+            assert (opcode, plain) == (PONG, bytes(event.payload))
+        case CloseConnection():
+            if parser.state is ConnectionState.REMOTE_CLOSING:
+                assert opcode == CLOSE
+                assert (int.from_bytes(plain) if plain else NO_STATUS) == event.code
+            else:  # what it says is no text, which whoever takes the frame has to look at
+                assert opcode == TEXT
+                with pytest.raises(UnicodeDecodeError):
+                    plain.decode()
+        case _:
+            raise AssertionError(event)
+
+
+@pytest.mark.parametrize("text", ["", "x", "é" * 60, "x" * 125, "x" * 126, "x" * 65535])
+def test_a_usual_text_is_a_plain_frame(text: str) -> None:
+    payload = text.encode()
+    size = len(payload)
+    head = bytes((0x81, 0x80 | size)) if size < 126 else struct.pack("!BBH", 0x81, 0xFE, size)
+    mask = b"\x01\x80\xff\x00"
+    data = head + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
+    assert plain_frame(data, 0, 1 << 20) == (TEXT, len(data), payload)

@@ -23,7 +23,7 @@ from hector_trio.errors import ConfigError, StartError
 from hector_trio.server import Serving
 from tests.test_cli import CLEAN, running
 
-LIMIT = 20
+LIMIT = 60
 
 SCRIPT = """
 from hector_trio import Context, Hector

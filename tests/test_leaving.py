@@ -17,6 +17,8 @@ from tests.fake_model import FakeModel, says, serve_fake_model, silent, stalls
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected, raw
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def with_model(fake: FakeModel, limits: Limits | None = None) -> Settings:
     return settings_of(
@@ -121,12 +123,12 @@ async def test_a_thousand_cut_streams_leave_no_task_and_no_socket_behind() -> No
                     for n in range(start, start + 50):
                         nursery.start_soon(cut, n)
             await quiet(server)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await fake.wait_connections(0)
                 while connection.statistics().websockets:
                     await trio.lowlevel.checkpoint()
 
-        with trio.fail_after(120):
+        with trio.fail_after(300):
             await many(50)
             before = tasks(), descriptors()
             await many(1000)
@@ -143,13 +145,13 @@ async def test_the_time_of_a_task_bounds_its_model_call(policy: str | dict[str, 
     async with model_and_server() as (fake, server), connected(server, "a") as peer:
         fake.plan(stalls("tok"))
         began = trio.current_time()
-        await peer.ask("x", timeoutMs=300, onDisconnect=policy)
+        await peer.ask("x", timeoutMs=1000, onDisconnect=policy)
         (request,) = await fake.wait_requests(1)
         final = (await peer.read_to_final())[-1]
         assert (final["status"], final["code"]) == ("failed", "timeout")
         with trio.fail_after(5):
             await request.closed.wait()
-        assert 0.3 <= request.closed_at - began < 2
+        assert 1 <= request.closed_at - began < 3
 
 
 async def test_time_spent_in_the_queue_counts_and_what_is_left_is_visible() -> None:
@@ -163,10 +165,10 @@ async def test_time_spent_in_the_queue_counts_and_what_is_left_is_visible() -> N
         session = (await client.post("/sessions", json={"agentId": "a"})).json()["sessionId"]
         async with connected(server, "a") as peer:
             for text in ("first", "second"):
-                await peer.ask(text, taskId=text, timeoutMs=5000, context={"sessionId": session})
+                await peer.ask(text, taskId=text, timeoutMs=60_000, context={"sessionId": session})
             await peer.read_to_final()
             await peer.read_to_final()
-    assert 4 < left[0] <= 5
+    assert 55 < left[0] <= 60
     assert left[1] <= left[0] - 0.15
 
 
@@ -178,8 +180,8 @@ async def test_each_run_of_a_task_has_its_own_time_and_waiting_for_input_costs_n
         await ctx.emit_text("in time")
 
     async with serving(agents=agent(ask)) as server, server.client() as client:
-        body = {"input": {"content": "x"}, "taskId": "t", "timeoutMs": 300}
+        body = {"input": {"content": "x"}, "taskId": "t", "timeoutMs": 1000}
         assert (await client.post("/agents/a/tasks", json=body)).json()["status"] == "input_required"
-        await trio.sleep(0.4)  # longer than a run may take
+        await trio.sleep(1.1)  # longer than a run may take
         task = (await client.post("/agents/a/tasks/t/input", json={"input": {"content": "x"}})).json()
         assert task["output"]["content"] == "in time"

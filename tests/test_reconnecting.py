@@ -34,7 +34,7 @@ from tests.engines import Steered, agent
 from tests.serving import Served, serving
 from tests.test_cli import served
 
-LIMIT = 30
+LIMIT = 90
 HOWS: tuple[How, ...] = ("fin", "rst", "silence")
 
 
@@ -126,11 +126,14 @@ async def test_a_cut_before_the_first_chunk_is_mended(down: int) -> None:
         assert wire.connections == 3
 
 
-async def test_a_connection_on_which_nothing_is_said_but_which_is_there_is_kept() -> None:
+async def test_a_connection_on_which_nothing_is_said_but_which_is_there_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 1.0)
     steered = Steered()
     async with wired(agent(steered)) as (_, wire, client), client.stream("a", "x") as chunks:
         assert (await anext(chunks)).content == "<x"
-        await trio.sleep(1.5)  # three times as long as what counts as silence
+        await trio.sleep(3)  # three times as long as what counts as silence
         steered.let("x")
         assert text_of(await read(chunks, 1)) == ">"
         assert wire.connections == 1
@@ -192,14 +195,16 @@ async def test_a_wait_for_a_chunk_that_is_given_up_loses_none() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 50])
-async def test_a_reader_takes_its_time_and_the_connection_lasts(window: int) -> None:
+async def test_a_reader_takes_its_time_and_the_connection_lasts(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 1.0)
+    monkeypatch.setattr("hector_trio.client.events.SILENCE", 1.0)
     counting = Counting()
     async with wired(agent(counting)) as (_, wire, client):
         async with client.stream("a", "3000", window=window) as chunks:
             first = await anext(chunks)
             async with client.events("a", chunks.task_id) as events:
                 await read(events)  # to its end, while the other has read one chunk
-            await trio.sleep(1)
+            await trio.sleep(2)  # twice as long as what counts as silence
             received = [first, *await read(chunks, first.seq)]
         assert text_of(received) == counted(3000)
         assert wire.connections == 2

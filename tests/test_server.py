@@ -471,3 +471,20 @@ def test_whatever_a_users_file_does_is_one_error(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match="cannot load"):
             load_function(f"{file}:agent", "agents.a.function")
+
+
+async def test_a_server_that_serves_collects_again_but_looks_no_more_through_what_it_was_started_with() -> None:
+    program = """
+import gc, os, signal
+from hector_trio.config import default_settings
+from hector_trio.server import run
+gc.disable()
+def started(serving):
+    print(gc.isenabled(), gc.get_freeze_count() > 10_000, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+flags = {"server": {"host": ["127.0.0.1"], "port": 0}, "store": {"url": "memory"}}
+run(default_settings({}, flags), started=started)
+"""
+    with trio.fail_after(60):
+        done = await trio.run_process([sys.executable, "-c", program], capture_stdout=True, capture_stderr=True)
+    assert done.stdout.startswith(b"True True") or b"\nTrue True\n" in done.stdout

@@ -24,6 +24,28 @@ from hector_trio.uploads import UploadedFile, Uploads
 class RunContext:
     """One run. See ``hector_trio.agents.Context`` for what each member promises."""
 
+    __slots__ = (
+        "_ask",
+        "_file",
+        "_log",
+        "_owner",
+        "_replies",
+        "_session_bytes",
+        "_store",
+        "_uploads",
+        "agent_id",
+        "deadline",
+        "history",
+        "input",
+        "message",
+        "request",
+        "resume",
+        "session_id",
+        "state",
+        "task_id",
+        "user_id",
+    )
+
     def __init__(
         self,
         row: TaskRow,

@@ -6,11 +6,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import click
 
-# Only click is imported at the top of this package's modules: `hector --help` must not wait for a server's imports.
+# Only click is imported at the top of this package's modules: `hector --help` must not wait for a server's imports,
+# nor a command for the others.
 
 if TYPE_CHECKING:
     from hector_trio.client import Client
@@ -40,8 +42,35 @@ Exit codes:
 """
 
 
+COMMANDS = {
+    "call": ("calls", "Have an agent answer one prompt."),
+    "chat": ("chat", "Talk with an agent, line by line."),
+    "check": ("serve", "Say what is wrong with a configuration."),
+    "info": ("calls", "Show the card of an agent."),
+    "list": ("calls", "List the agents of a server."),
+    "serve": ("serve", "Serve agents until Ctrl-C or SIGTERM."),
+    "sessions": ("sessions", "List, show, create and delete conversations."),
+    "tree": ("tree", "Show what lives in a server."),
+    "version": ("", "Print the version."),
+}
+"""The module of every command, which is imported when the command is used, and what the help says of it."""
+
+
 class Commands(click.Group):
     """The group of all commands: whatever goes wrong in one ends as one line on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        home, _ = COMMANDS.get(cmd_name, ("", ""))
+        if home:
+            import_module(f"{__name__}.{home}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -247,7 +276,3 @@ def main() -> None:
         if code is None:
             raise
         raise SystemExit(code) from None
-
-
-# The commands register themselves; they import this module, so they come last.
-from hector_trio.cli import calls, chat, serve, sessions, tree  # noqa: E402, F401

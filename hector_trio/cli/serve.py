@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def command(config: str | None, **given: Any) -> None:
     network. `--provider openai` lets it answer with a real model instead; the key is taken from OPENAI_API_KEY.
     HECTOR_* variables override defaults, the configuration overrides them, flags override all.
     """
+    # A start makes next to nothing that could be collected; looking for it takes a tenth of the time.
+    gc.disable()
     settings = _load_for(given, config)
     from hector_trio.server import configure_logs, run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from hector_trio.stores import (
     SESSION_BYTES,
     Accepted,
     Append,
+    Change,
     Idempotency,
     NewTask,
     Page,
@@ -39,6 +40,7 @@ from hector_trio.stores import (
     State,
     StoreStatistics,
 )
+from hector_trio.stores.order import Due, Lists
 from hector_trio.stores.rules import (
     Quota,
     check_appends,
@@ -64,6 +66,10 @@ async def open_memory(instance: str) -> AsyncIterator[MemoryStore]:
     yield MemoryStore()
 
 
+_ListName = tuple[str, str | None, tuple[str, str] | None]
+"""The owner, perhaps an agent, and perhaps a member of the metadata."""
+
+
 class _Session:
     """A session, its conversation (each line with the key of its task) and the keys of its tasks, oldest first."""
 
@@ -72,14 +78,22 @@ class _Session:
         self.row = row
         self.messages: list[tuple[int, MessageRow]] = []
         self.tasks: dict[int, None] = {}
+        self.unfinished: set[int] = set()
 
     def expired(self, now: int) -> bool:
         expires = self.row.expires_at
         return expires is not None and expires <= now
 
-    def touch(self, at: int) -> None:
-        if self.row.last_activity_at < at:
-            self.row = replace(self.row, last_activity_at=at)
+    def is_gone(self, now: int) -> bool:
+        """It has expired and none of its tasks is at work."""
+        return self.expired(now) and not self.unfinished
+
+    @property
+    def lists(self) -> list[_ListName]:
+        """The lists in which it stands: of its owner, its agent, and each member of its metadata."""
+        row = self.row
+        labels = [None, *((name, text_of(value)) for name, value in row.metadata.items())]
+        return [(row.owner, agent, label) for agent in (None, row.agent_id) for label in labels]
 
 
 class _Task:
@@ -90,6 +104,12 @@ class _Task:
         self.used_by: list[tuple[str, str, str]] = []
         """The idempotency keys that lead here (some may lead elsewhere by now)."""
         self.pushes: dict[str, Push] = {}
+
+    @property
+    def lists(self) -> list[tuple[str, str | None, str | None]]:
+        """The lists in which it stands: of its owner, its agent, and its status."""
+        row = self.row
+        return [(row.owner, agent, status) for agent in (None, row.agent_id) for status in (None, row.status)]
 
 
 class MemoryStore:
@@ -103,14 +123,19 @@ class MemoryStore:
         self._next_task = 1
         self._next_session = 1
         self._tasks: dict[int, _Task] = {}
-        self._unpruned: dict[int, _Task] = {}
-        """Those that have ended and whose log is whole."""
-        self._lists: dict[tuple[str, str | None], dict[int, None]] = {}
-        """The tasks of an owner, and of an owner and an agent, oldest first."""
+        self._task_lists: Lists[tuple[str, str | None, str | None]] = Lists()
+        self._ended: Due[int] = Due()
+        """When tasks without a session have ended."""
+        self._unpruned: Due[int] = Due()
+        """When those have ended whose log is whole."""
         self._names: dict[tuple[str, str, str], int] = {}
         self._numbers: dict[tuple[str, str, str], list[int]] = {}
         self._sessions: dict[tuple[str, str], _Session] = {}
+        self._session_keys: dict[int, _Session] = {}
+        self._session_lists: Lists[_ListName] = Lists()
+        self._expiring: Due[tuple[str, str]] = Due()
         self._idempotency: dict[tuple[str, str, str], tuple[Idempotency, int]] = {}
+        self._idempotency_due: Due[tuple[str, str, str]] = Due()
         self._quota = Quota()
         self._size = 0
         self._operations = 0
@@ -160,15 +185,15 @@ class MemoryStore:
             status_at=new.created_at,
         )
         self._next_task += 1
-        self._tasks[row.key] = _Task(row, session)
-        for of in ((row.owner, None), (row.owner, row.agent_id)):
-            self._lists.setdefault(of, {})[row.key] = None
+        task = self._tasks[row.key] = _Task(row, session)
+        self._task_lists.add(task.lists, row.key)
         self._size += len(row.request)
         self._name(row)
         self._remember(new.owner, new.idempotency, row.key)
         if session is not None:
             session.tasks[row.key] = None
-            session.touch(new.created_at)
+            session.unfinished.add(row.key)
+            self._touch(session, new.created_at)
         return Accepted("created", _task_out(row))
 
     async def find_idempotent(self, owner: str, idempotency: Idempotency, *, now: int) -> Accepted | None:
@@ -191,24 +216,11 @@ class MemoryStore:
                 task.log.append(Segment(append.first_seq, append.last_seq, append.data))
                 self._size += len(append.data)
             task.row = replace(task.row, last_seq=append.last_seq)
-            if (change := append.change) is not None:
-                task.row = replace(
-                    task.row,
-                    status=change.status,
-                    output=change.output,
-                    error=change.error,
-                    ended_at=change.ended_at,
-                    question=change.question,
-                    status_at=task.row.status_at if change.status_at is None else change.status_at,
-                    mark=change.mark,
-                )
-                if change.ended_at is not None:
-                    self._unpruned[append.key] = task
-                    if task.session is not None:
-                        task.session.touch(change.ended_at)
+            if append.change is not None:
+                self._change(task, append.change)
             if append.message is not None and task.session is not None:
                 task.session.messages.append((append.key, append.message))
-                task.session.touch(append.message.created_at)
+                self._touch(task.session, append.message.created_at)
             self._remember(task.row.owner, append.idempotency, append.key)
         return frozenset(refused)
 
@@ -229,7 +241,9 @@ class MemoryStore:
     async def get_task(self, owner: str, agent_id: str, task_id: str, *, now: int | None = None) -> TaskRow | None:
         await trio.lowlevel.checkpoint_if_cancelled()
         task = self._named(owner, agent_id, task_id)
-        return None if task is None or self._is_gone(task.session, time_of(now)) else _task_out(task.row)
+        if task is None or (task.session is not None and task.session.is_gone(time_of(now))):
+            return None
+        return _task_out(task.row)
 
     async def get_task_by_key(self, key: int) -> TaskRow | None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -252,21 +266,24 @@ class MemoryStore:
         position = page_position(token, question)
         await trio.lowlevel.checkpoint_if_cancelled()
         at = time_of(now)
-        among: Iterable[int] = self._lists.get((owner, agent_id), ())
-        if session_id is not None:
-            of = self._sessions.get((owner, session_id))
-            among = of.tasks if of is not None else ()
-        rows = [
-            row
-            for row, session in ((self._tasks[key].row, self._tasks[key].session) for key in among)
-            if row.owner == owner
-            and agent_id in (None, row.agent_id)
-            and status in (None, row.status)
-            and not self._is_gone(session, at)
-        ]
-        rest = (row for row in reversed(rows) if position is None or row.key < position)
+        gone = self._gone(owner, at)
+
+        def listed(row: TaskRow) -> bool:
+            return agent_id in (None, row.agent_id) and status in (None, row.status)
+
+        if session_id is None:
+            name = (owner, agent_id, status)
+            among = self._task_lists.newest(name, position)
+            total = self._task_lists.count(name)
+            total -= sum(listed(self._tasks[key].row) for session in gone for key in session.tasks)
+            rest = (task.row for task in map(self._tasks.__getitem__, among) if task.session not in gone)
+        else:
+            session = self._session(owner, session_id, at)
+            rows = [row for key in (session.tasks if session else ()) if listed(row := self._tasks[key].row)]
+            total = len(rows)
+            rest = (row for row in reversed(rows) if position is None or row.key < position)
         page, more = fitting(rest, _task_size, limit, limit_bytes)
-        return Page([_task_out(row) for row in page], len(rows), page_token(page[-1].key, question) if more else "")
+        return Page([_task_out(row) for row in page], total, page_token(page[-1].key, question) if more else "")
 
     async def recent_tasks(
         self,
@@ -285,16 +302,16 @@ class MemoryStore:
         before = pair_position(token, question)
         await trio.lowlevel.checkpoint_if_cancelled()
         at = time_of(now)
+        gone = self._gone(owner, at)
+        tasks = map(self._tasks.__getitem__, self._task_lists.newest((owner, agent_id, None)))
         rows = [
-            row
-            for row, session in (
-                (self._tasks[key].row, self._tasks[key].session) for key in self._lists.get((owner, agent_id), ())
-            )
-            if row.mark != "reply"
-            and session_id in (None, row.session_id)
-            and (not states or (row.status, row.mark) in states)
-            and (since is None or row.status_at >= since)
-            and not self._is_gone(session, at)
+            task.row
+            for task in tasks
+            if task.session not in gone
+            and task.row.mark != "reply"
+            and session_id in (None, task.row.session_id)
+            and (not states or (task.row.status, task.row.mark) in states)
+            and (since is None or task.row.status_at >= since)
         ]
         rows.sort(key=lambda row: (row.status_at, row.key), reverse=True)
         rest = (row for row in rows if before is None or (row.status_at, row.key) < before)
@@ -382,18 +399,21 @@ class MemoryStore:
         now = row.created_at
         name = (row.owner, row.session_id)
         same = self._sessions.get(name)
-        if same is not None and not self._is_gone(same, now):
+        if same is not None and not same.is_gone(now):
             raise SessionExists(f"Session {row.session_id} exists")
 
         def held() -> int:
-            return sum(owner == row.owner and not self._is_gone(one, now) for (owner, _), one in self._sessions.items())
+            return self._session_lists.count((row.owner, None, None)) - len(self._gone(row.owner, now))
 
         if not self._quota.admits(row.owner, limit, held):
             raise RateLimited(f"No more than {limit} sessions")
         if same is not None:
             self._remove_session(same)
-        self._sessions[name] = _Session(self._next_session, row)
+        session = self._sessions[name] = _Session(self._next_session, row)
         self._next_session += 1
+        self._session_keys[session.key] = session
+        self._session_lists.add(session.lists, session.key)
+        self._set_expiry(session)
 
     async def get_session(self, owner: str, session_id: str, *, now: int) -> SessionRow | None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -414,18 +434,27 @@ class MemoryStore:
         question = ("sessions", owner, agent_id, metadata or None)
         position = page_position(token, question)
         await trio.lowlevel.checkpoint_if_cancelled()
-        found = [
-            session
-            for (of, _), session in self._sessions.items()
-            if of == owner
-            and not self._is_gone(session, now)
-            and agent_id in (None, session.row.agent_id)
-            and (not metadata or _has(session.row, metadata))
-        ]
-        rest = (one for one in reversed(found) if position is None or one.key < position)
+        texts = metadata or {}
+
+        def listed(session: _Session) -> bool:
+            return agent_id in (None, session.row.agent_id) and _has(session.row, texts)
+
+        # of several members that are asked for, the one that the fewest have
+        names: list[_ListName] = [(owner, agent_id, label) for label in texts.items()] or [(owner, agent_id, None)]
+        name = min(names, key=self._session_lists.count)
+        gone = self._gone(owner, now)
+        if len(names) == 1:
+            total = self._session_lists.count(name) - sum(map(listed, gone))
+        else:
+            total = sum(
+                session not in gone and listed(session)
+                for session in map(self._session_keys.__getitem__, self._session_lists.newest(name))
+            )
+        among = map(self._session_keys.__getitem__, self._session_lists.newest(name, position))
+        rest = (session for session in among if session not in gone and listed(session))
         page, more = fitting(rest, lambda one: _size(one.row.state) + _size(one.row.metadata), limit, limit_bytes)
         items = [_session_copy(session.row) for session in page]
-        return Page(items, len(found), page_token(page[-1].key, question) if more else "")
+        return Page(items, total, page_token(page[-1].key, question) if more else "")
 
     async def update_session(
         self,
@@ -443,7 +472,10 @@ class MemoryStore:
         if session is None:
             raise SessionNotFound(f"No session {session_id}")
         row = patched(session.row, now=now, state=state, metadata=metadata, if_match=if_match, limit_bytes=limit_bytes)
+        self._session_lists.remove(session.lists, session.key)
         session.row = _session_copy(row)
+        self._session_lists.add(session.lists, session.key)
+        self._set_expiry(session)
         return _session_copy(row)
 
     async def delete_session(self, owner: str, session_id: str) -> None:
@@ -470,7 +502,9 @@ class MemoryStore:
         if session is None:
             raise SessionNotFound(f"No session {session_id}")
         start = position or 0
-        lines, more = fitting(islice(session.messages, start, None), _line_size, limit, limit_bytes)
+        lines, more = fitting(
+            map(session.messages.__getitem__, range(start, len(session.messages))), _line_size, limit, limit_bytes
+        )
         items = [self._message_out(*line) for line in lines]
         return Page(items, len(session.messages), page_token(start + len(lines), question) if more else "")
 
@@ -489,22 +523,16 @@ class MemoryStore:
         self, *, now: int, tasks_ended_before: int, limit: int, logs_ended_before: int | None = None
     ) -> int:
         await self._begin()
-        keys = [name for name, (used, _) in self._idempotency.items() if used.expires_at <= now][:limit]
+        keys = self._idempotency_due.until(now, limit)
         for name in keys:
             del self._idempotency[name]
+            self._idempotency_due.discard(name)
         gone = len(keys)
-        old = [
-            task
-            for task in self._tasks.values()
-            if task.session is None and task.row.ended_at is not None and task.row.ended_at < tasks_ended_before
-        ]
-        old.sort(key=lambda task: task.row.ended_at or 0)
-        for task in old[: limit - gone]:
-            self._remove_task(task)
+        for task_key in self._ended.until(tasks_ended_before - 1, limit - gone):
+            self._remove_task(self._tasks[task_key])
             gone += 1
-        expired = [one for one in self._sessions.values() if self._is_gone(one, now)]
-        for session in sorted(expired, key=lambda one: (one.row.expires_at, one.key)):
-            for key in list(session.tasks)[: limit - gone]:
+        for session in self._gone(None, now):
+            for key in list(islice(session.tasks, limit - gone)):
                 self._remove_task(self._tasks[key])
                 gone += 1
             if gone >= limit:
@@ -522,17 +550,13 @@ class MemoryStore:
     def _prune(self, ended_before: int | None, limit: int) -> int:
         if ended_before is None:
             return 0
-        old = [
-            task
-            for task in self._unpruned.values()
-            if task.row.ended_at is not None and task.row.ended_at < ended_before
-        ]
-        old.sort(key=lambda task: task.row.ended_at or 0)
-        for task in old[:limit]:
-            self._size -= sum(len(segment.data) for segment in task.log[:-1])
-            del task.log[:-1]
-            del self._unpruned[task.row.key]
-        return len(old[:limit])
+        keys = self._unpruned.until(ended_before - 1, limit)
+        for key in keys:
+            log = self._tasks[key].log
+            self._size -= sum(len(segment.data) for segment in log[:-1])
+            del log[:-1]
+            self._unpruned.discard(key)
+        return len(keys)
 
     # --- inside: nothing below waits ----------------------------------------------------------------------------------
     def _named(self, owner: str, agent_id: str, task_id: str) -> _Task | None:
@@ -561,7 +585,7 @@ class MemoryStore:
         if key is None or found is None or found[0].expires_at <= now:
             return None
         task = self._tasks[found[1]]
-        if self._is_gone(task.session, now):
+        if task.session is not None and task.session.is_gone(now):
             return None
         if found[0].body_hash != key.body_hash:
             raise IdempotencyMismatch("The idempotency key was used with another body")
@@ -571,36 +595,76 @@ class MemoryStore:
         if key is not None:
             name = (owner, key.route, key.key)
             self._idempotency[name] = (key, task_key)
+            self._idempotency_due.set(name, key.expires_at)
             self._tasks[task_key].used_by.append(name)
 
     def _session(self, owner: str, session_id: str, now: int) -> _Session | None:
         session = self._sessions.get((owner, session_id))
-        return None if session is None or self._is_gone(session, now) else session
+        return None if session is None or session.is_gone(now) else session
 
-    def _is_gone(self, session: _Session | None, now: int) -> bool:
-        """It has expired and none of its tasks is at work."""
-        return session is not None and session.expired(now) and all(self._tasks[key].row.ended for key in session.tasks)
+    def _gone(self, owner: str | None, now: int) -> list[_Session]:
+        """The sessions (of ``owner``) that have expired and are not at work: few, for sweeping removes them."""
+        due = (self._sessions[name] for name in self._expiring.until(now) if owner in (None, name[0]))
+        return [session for session in due if not session.unfinished]
+
+    def _touch(self, session: _Session, at: int) -> None:
+        if session.row.last_activity_at < at:
+            session.row = replace(session.row, last_activity_at=at)
+            self._set_expiry(session)
+
+    def _set_expiry(self, session: _Session) -> None:
+        expires = session.row.expires_at
+        if expires is not None:
+            self._expiring.set((session.row.owner, session.row.session_id), expires)
+
+    def _change(self, task: _Task, change: Change) -> None:
+        row = task.row
+        if change.status != row.status:
+            self._task_lists.remove(task.lists, row.key)
+        task.row = replace(
+            row,
+            status=change.status,
+            output=change.output,
+            error=change.error,
+            ended_at=change.ended_at,
+            question=change.question,
+            status_at=row.status_at if change.status_at is None else change.status_at,
+            mark=change.mark,
+        )
+        if change.status != row.status:
+            self._task_lists.add(task.lists, row.key)
+        if change.ended_at is None:
+            return
+        self._unpruned.set(row.key, change.ended_at)
+        if task.session is None:
+            self._ended.set(row.key, change.ended_at)
+        else:
+            task.session.unfinished.discard(row.key)
+            self._touch(task.session, change.ended_at)
 
     def _remove_task(self, task: _Task) -> None:
         row = task.row
         del self._tasks[row.key]
-        self._unpruned.pop(row.key, None)
-        for of in ((row.owner, None), (row.owner, row.agent_id)):
-            del self._lists[of][row.key]
-            if not self._lists[of]:
-                del self._lists[of]
+        self._unpruned.discard(row.key)
+        self._ended.discard(row.key)
+        self._task_lists.remove(task.lists, row.key)
         self._unname(row)
         self._size -= len(row.request) + sum(len(segment.data) for segment in task.log)
         if task.session is not None:
             del task.session.tasks[row.key]
+            task.session.unfinished.discard(row.key)
         for name in task.used_by:
             if name in self._idempotency and self._idempotency[name][1] == row.key:
                 del self._idempotency[name]
+                self._idempotency_due.discard(name)
 
     def _remove_session(self, session: _Session) -> None:
         for key in list(session.tasks):
             self._remove_task(self._tasks[key])
-        del self._sessions[session.row.owner, session.row.session_id]
+        name = (session.row.owner, session.row.session_id)
+        del self._sessions[name], self._session_keys[session.key]
+        self._session_lists.remove(session.lists, session.key)
+        self._expiring.discard(name)
 
     def _message_out(self, task_key: int, message: MessageRow) -> MessageRow:
         # a task that was replaced has another name by now

@@ -103,14 +103,10 @@ tasks = Table(
     Index("ix_tasks_agent", "owner", "agent_id", "key", "status"),
     Index("ix_tasks_session", "session_key", "key", "status"),
     Index("ix_tasks_recent", "owner", "agent_id", "status_at", "key"),
-    Index(
-        "ix_tasks_unfinished",
-        "key",
-        sqlite_where=text("ended_at IS NULL"),
-        postgresql_where=text("ended_at IS NULL"),
-    ),
+    # the same conditions stand in the migrations for PostgreSQL; here they would import its dialect at every start
+    Index("ix_tasks_unfinished", "key", sqlite_where=text("ended_at IS NULL")),
     Index("ix_tasks_retention", "session_key", "ended_at"),
-    Index("ix_tasks_unpruned", "ended_at", sqlite_where=text(_UNPRUNED), postgresql_where=text(_UNPRUNED)),
+    Index("ix_tasks_unpruned", "ended_at", sqlite_where=text(_UNPRUNED)),
     sqlite_autoincrement=True,
 )
 

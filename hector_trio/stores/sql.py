@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -36,9 +37,10 @@ from hector_trio.stores import (
     sql_tasks,
     sqlite,
 )
+from hector_trio.stores.checkpoints import Checkpoints
 from hector_trio.stores.readers import Readers
 from hector_trio.stores.rules import Quota, check_appends, time_of
-from hector_trio.stores.schema import HEAD, instances
+from hector_trio.stores.schema import HEAD, instances, tables
 from hector_trio.stores.writer import Writer
 from hector_trio.task import TaskRow
 
@@ -74,7 +76,7 @@ async def open_sql(
     finally:
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             await store._close()
-        if store._writer.has_ended:
+        if store._writer.has_ended and store._checkpoints.has_ended:
             opened.stack.close()
 
 
@@ -117,7 +119,9 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
 
         def begin(connection: Connection) -> None:
             with connection.begin():
-                if version != HEAD:
+                if version is None:
+                    _make(connection)
+                elif version != HEAD:
                     _migrate(connection, path, version)
                 connection.execute(delete(instances).where(instances.c.id == instance))
                 connection.execute(insert(instances).values(mine))
@@ -126,18 +130,29 @@ def _open(path: Path, durability: sqlite.Durability, instance: str) -> _Opened:
             with writing.connect() as connection:
                 try:
                     begin(connection)
-                except DBAPIError as error:
-                    if not sqlite.settle(connection, path, error):
+                except (DBAPIError, sqlite3.Error) as error:
+                    if not Checkpoints(path)(connection, error):
                         raise
                     begin(connection)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             raise sqlite.start_error(path, error) from error
         kept = stack.pop_all()
     return _Opened(path, kept, writing, reading)
 
 
-def _migrate(connection: Connection, path: Path, version: str | None) -> None:
-    """Brings the schema to ``HEAD`` in the transaction of ``connection``."""
+def _make(connection: Connection) -> None:
+    """Makes the tables of a new file as the migrations would, and says so: importing alembic takes longer than all."""
+    tables.create_all(connection, checkfirst=False)
+    connection.exec_driver_sql(
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    )
+    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    sqlite.mark(connection)
+
+
+def _migrate(connection: Connection, path: Path, version: str) -> None:
+    """Brings an older schema to ``HEAD`` in the transaction of ``connection``."""
     # imported here: a store that is up to date starts without alembic
     from alembic import command
     from alembic.config import Config
@@ -147,16 +162,14 @@ def _migrate(connection: Connection, path: Path, version: str | None) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    if version is not None:
-        try:
-            ScriptDirectory.from_config(config).get_revision(version)
-        except CommandError:
-            raise StartError(
-                f"The store {path} was written by a newer version (schema {version}, this version knows {HEAD})"
-            ) from None
+    try:
+        ScriptDirectory.from_config(config).get_revision(version)
+    except CommandError:
+        raise StartError(
+            f"The store {path} was written by a newer version (schema {version}, this version knows {HEAD})"
+        ) from None
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    sqlite.mark(connection)
 
 
 class SqlStore:
@@ -166,11 +179,10 @@ class SqlStore:
         self._instance = instance
         self._opened = opened
         self._quota = Quota()
-        self._appender = sql_tasks.Appender(opened.writing.dialect)
+        self._appender = sql_tasks.Appender()
         self._readers = Readers(opened.reading, meaning=sqlite.meaning, interrupt=sqlite.interrupt)
-        self._writer = Writer(
-            opened.writing.connect, sqlite.meaning, lambda c, error: sqlite.settle(c, opened.path, error)
-        )
+        self._checkpoints = Checkpoints(opened.path)
+        self._writer = Writer(opened.writing.connect, sqlite.meaning, self._checkpoints)
 
     @property
     def on_commit(self) -> Callable[[float, int], None] | None:
@@ -188,6 +200,7 @@ class SqlStore:
         with suppress(StoreUnavailable):
             await self._writer.run(lambda c: c.execute(mine))
         await self._writer.close()
+        await trio.to_thread.run_sync(self._checkpoints.close, abandon_on_cancel=True)
         await self._readers.close()
 
     async def _read(self, read: Callable[[Connection], R]) -> R:

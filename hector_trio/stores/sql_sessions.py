@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -150,6 +151,10 @@ def _remove(connection: Connection, owner: str, session_id: str) -> bool:
 # --- lists of sessions ------------------------------------------------------------------------------------------------
 
 
+_FEW = 1000
+"""Of how many sessions a label is looked up in its own index."""
+
+
 class Listing:
     """One page of sessions, newest first. Raises InvalidRequest for a token that is not one of this list."""
 
@@ -170,17 +175,26 @@ class Listing:
         self._where = [sessions.c.owner == owner, alive(now)]
         if agent_id is not None:
             self._where.append(sessions.c.agent_id == agent_id)
-        for name, text in (metadata or {}).items():
-            labelled = select(labels.c.session_key).where(labels.c.digest == _digest(name, text))
-            self._where.append(sessions.c.key.in_(labelled))
+        self._digests = [_digest(name, text) for name, text in (metadata or {}).items()]
 
     def read(self, connection: Connection) -> Page[SessionRow]:
-        total = connection.execute(select(func.count()).select_from(sessions).where(*self._where)).scalar_one()
-        page = _SESSION.where(*self._where, sessions.c.key < self._before).order_by(sessions.c.key.desc())
+        where = [*self._where, *(_labelled(connection, digest) for digest in self._digests)]
+        total = connection.execute(select(func.count()).select_from(sessions).where(*where)).scalar_one()
+        page = _SESSION.where(*where, sessions.c.key < self._before).order_by(sessions.c.key.desc())
         with connection.execute(page.execution_options(stream_results=True)) as cursor:
             rows, more = fitting(cursor, lambda row: byte_count(row.state) + byte_count(row.metadata), *self._limits)
         items = [_session(row) for row in rows]
         return Page(items, total, page_token(rows[-1].key, self._question) if more else "")
+
+
+def _labelled(connection: Connection, digest: bytes) -> ColumnElement[bool]:
+    """That a session has a label, asked so that a page costs little: a label that few have is looked up, and of one
+    that many have it is asked session by session, which soon fills a page."""
+    having = select(labels.c.session_key).where(labels.c.digest == digest)
+    few = select(func.count()).select_from(having.limit(_FEW + 1).subquery())
+    if connection.execute(few).scalar_one() <= _FEW:
+        return sessions.c.key.in_(having)
+    return having.where(labels.c.session_key == sessions.c.key).exists()
 
 
 def _label(connection: Connection, session_key: int, metadata: Mapping[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Dialect, Executable, bindparam, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, tuple_, update
 
 from hector_trio.errors import (
     IdempotencyMismatch,
@@ -377,7 +379,7 @@ def _insert(connection: Connection, new: NewTask, session_key: int | None) -> Ta
 
 # --- appending --------------------------------------------------------------------------------------------------------
 
-_ADVANCE = (
+_CHANGE = (
     update(tasks)
     .where(
         tasks.c.key == bindparam("task_key"),
@@ -385,43 +387,59 @@ _ADVANCE = (
         tasks.c.instance == bindparam("writer"),
         tasks.c.ended_at.is_(None),
     )
-    .values(last_seq=bindparam("after"))
-)
-_CHANGE = _ADVANCE.values(
-    status=bindparam("new_status"),
-    ended_at=bindparam("new_ended_at"),
-    status_at=func.coalesce(bindparam("new_status_at", type_=tasks.c.status_at.type), tasks.c.status_at),
-    mark=bindparam("new_mark"),
+    .values(
+        last_seq=bindparam("after"),
+        status=bindparam("new_status"),
+        ended_at=bindparam("new_ended_at"),
+        status_at=func.coalesce(bindparam("new_status_at", type_=tasks.c.status_at.type), tasks.c.status_at),
+        mark=bindparam("new_mark"),
+    )
 )
 _CHANGE_BODY = (
     update(bodies)
     .where(bodies.c.task_key == bindparam("of_task"))
     .values(output=bindparam("new_output"), error=bindparam("new_error"), question=bindparam("new_question"))
 )
-_SEGMENT = insert(segments).values(
-    task_key=bindparam("task_key"), first_seq=bindparam("first"), last_seq=bindparam("last"), data=bindparam("data")
+# Said for every chunk of every stream, so it goes to the driver as it is. Of many rows at once: a driver gives up the
+# interpreter's lock with every statement, and may have to wait for it whenever the loop is busy.
+_ADVANCE_MANY = (
+    "UPDATE tasks SET last_seq = new.column4 FROM (VALUES {rows}) AS new WHERE tasks.key = new.column1 "
+    "AND tasks.last_seq = new.column2 AND tasks.instance = new.column3 AND tasks.ended_at IS NULL"
 )
+_SEGMENT_MANY = "INSERT INTO segments (task_key, first_seq, last_seq, data) VALUES {rows}"
+
+_MOST_ROWS = 256
+"""How many rows a statement has at most; those with fewer have a power of two, so that there are few to prepare."""
 
 
-class _Prepared:
-    """A statement compiled once and run with tuples: what is said for every chunk goes to the driver as it is."""
+class _Rows:
+    """A statement with four values for each row of it."""
 
-    def __init__(self, dialect: Dialect, statement: Executable, *names: str) -> None:
-        compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
-        assert tuple(compiled.positiontup) == names, compiled.positiontup
-        self._text = str(compiled)
+    def __init__(self, text: str) -> None:
+        self._texts: dict[int, str] = {}
+        count = 1
+        while count <= _MOST_ROWS:
+            self._texts[count] = text.format(rows=", ".join(["(?, ?, ?, ?)"] * count))
+            count *= 2
 
-    def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> int:
+    def run(self, connection: Connection, rows: list[tuple[Any, Any, Any, Any]]) -> int:
         """Returns how many rows of the table were changed."""
-        return connection.exec_driver_sql(self._text, rows).rowcount if rows else 0
+        changed = at = 0
+        with closing(connection.connection.cursor()) as cursor:
+            while at < len(rows):
+                count = min(_MOST_ROWS, 1 << (len(rows) - at).bit_length() - 1)
+                cursor.execute(self._texts[count], list(chain.from_iterable(rows[at : at + count])))
+                changed += cursor.rowcount
+                at += count
+        return changed
 
 
 class Appender:
     """Appends to logs, of as many tasks as there are with one statement for the rows and one for the segments."""
 
-    def __init__(self, dialect: Dialect) -> None:
-        self._advance = _Prepared(dialect, _ADVANCE, "after", "task_key", "before", "writer")
-        self._segment = _Prepared(dialect, _SEGMENT, "task_key", "first", "last", "data")
+    def __init__(self) -> None:
+        self._advance = _Rows(_ADVANCE_MANY)
+        self._segment = _Rows(_SEGMENT_MANY)
 
     def append(
         self, connection: Connection, calls: Sequence[Sequence[Append]], again: bool
@@ -444,7 +462,7 @@ class Appender:
         changes = [append for append in appends if append.change is not None]
         advanced = self._advance.run(
             connection,
-            [(a.last_seq, a.key, a.first_seq - 1, a.instance) for a in appends if a.change is None],
+            [(a.key, a.first_seq - 1, a.instance, a.last_seq) for a in appends if a.change is None],
         )
         if changes:
             advanced += connection.execute(_CHANGE, [_change(append) for append in changes]).rowcount
@@ -466,6 +484,9 @@ class Appender:
 
 def _rounds(calls: Sequence[Sequence[Append]]) -> Iterator[list[Append]]:
     """All appends in order, in rounds in which no task comes twice: states and chunks of one task keep their order."""
+    if len(calls) == 1:
+        yield list(calls[0])
+        return
     current: dict[int, Append] = {}
     for call in calls:
         if any(append.key in current for append in call):

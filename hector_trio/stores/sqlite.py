@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.models import timestamp
@@ -23,11 +23,8 @@ Durability = Literal["process", "full"]
 _APPLICATION = 0x48435452
 """``PRAGMA application_id`` of our files."""
 
-_BUSY_MS = 5000
+BUSY_MS = 5000
 """How long a statement waits for another program (a backup, a shell) that holds the file."""
-
-_CHECKPOINT_PAGES = 4000
-"""How long the write-ahead log grows (16 MB) before it goes into the file: pages are written again and again."""
 
 _QUICK_CHECK_BYTES = 32 * 1024 * 1024
 """Files up to this size are checked when they are opened (about a tenth of a second at most)."""
@@ -64,7 +61,7 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
-        connect_args={"check_same_thread": False, "timeout": _BUSY_MS / 1000},
+        connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
     )
 
     def prepare(connection: Any, _record: object) -> None:
@@ -72,61 +69,35 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
         connection.isolation_level = None
         # the timeout first: changing the journal's mode needs a lock itself
         for pragma in (
-            f"busy_timeout={_BUSY_MS}",
+            f"busy_timeout={BUSY_MS}",
             "journal_mode=WAL",
             f"synchronous={'FULL' if durability == 'full' else 'NORMAL'}",
             "foreign_keys=ON",
             "cache_size=-16000",
             # statements of many rows keep a journal of their own while they run
             "temp_store=MEMORY",
-            f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
-            "journal_size_limit=67108864",
+            # see checkpoints.py; the log's size on the disk is then what is in it
+            "wal_autocheckpoint=0",
+            "journal_size_limit=0",
             f"query_only={'OFF' if writes else 'ON'}",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 
     # IMMEDIATE: a transaction that began as a reader and then writes fails when somebody wrote in between
-    begin = "BEGIN IMMEDIATE" if writes else "BEGIN"
+    statement = "BEGIN IMMEDIATE" if writes else "BEGIN"
+
+    def begin(connection: Connection) -> None:
+        # past SQLAlchemy, which takes longer for it than SQLite does
+        connection.connection.driver_connection.execute(statement).close()  # type: ignore[union-attr]
+
     event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    event.listen(engine, "begin", begin)
     return engine
 
 
 def mark(connection: Connection) -> None:
     """Writes into a new file whose it is."""
     connection.exec_driver_sql(f"PRAGMA application_id={_APPLICATION}")
-
-
-_SPARE = 4
-"""How many times the size of the write-ahead log the disk must have free, or the log goes into the file at once."""
-
-_SETTLE_MS = 20
-"""How long emptying that log waits for whoever still reads from it: it is tried again after the next transaction."""
-
-
-def settle(connection: Connection, path: Path, error: Exception | None) -> bool:
-    """Between two transactions of the writer: gives back the space of the write-ahead log where the disk needs it.
-
-    The file may grow by as much as the log has, and a log that no longer fits into it can never be given back: so it
-    goes there while there is room for both. ``error`` is what undid the transaction before. Returns whether that is
-    worth another try: the disk was full, and the log has been emptied. Raises nothing.
-    """
-    wal = path.with_name(path.name + "-wal")
-    try:
-        before = wal.stat().st_size
-        disk = os.statvfs(wal)
-        roomy = disk.f_bavail * disk.f_frsize >= _SPARE * before
-        if before == 0 or (roomy if error is None else not is_full(error)):
-            return False
-        driver: Any = connection.connection.driver_connection
-        driver.execute(f"PRAGMA busy_timeout={_SETTLE_MS}").close()
-        try:
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-        finally:
-            driver.execute(f"PRAGMA busy_timeout={_BUSY_MS}").close()
-        return wal.stat().st_size < before
-    except (OSError, sqlite3.Error, SQLAlchemyError):
-        return False
 
 
 def is_full(error: Exception) -> bool:
@@ -207,7 +178,7 @@ def stored_version(path: Path) -> str | None:
     Raises: StartError for a file that is not a database, is damaged, or is another program's.
     """
     try:
-        with closing(sqlite3.connect(path, timeout=_BUSY_MS / 1000)) as connection:
+        with closing(sqlite3.connect(path, timeout=BUSY_MS / 1000)) as connection:
             if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
                 return None
             ours = connection.execute("PRAGMA application_id").fetchone() == (_APPLICATION,)

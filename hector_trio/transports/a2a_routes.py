@@ -7,7 +7,7 @@ from email.utils import formatdate
 from importlib.resources import files
 from typing import Any, Final
 
-from quart import Quart, Request, Response, request
+from quart import Quart, Response, request
 
 from hector_trio.a2a import cards, errors
 from hector_trio.a2a import types as a2a
@@ -17,6 +17,7 @@ from hector_trio.transports import Services, a2a_http, a2a_jsonrpc
 from hector_trio.transports.a2a import card
 from hector_trio.transports.a2a_edge import status_reply
 from hector_trio.transports.negotiation import matches_weakly
+from hector_trio.transports.rest import QuartBody
 from hector_trio.transports.routes import Call, Reply, respond
 
 STARTED: Final = formatdate(usegmt=True)
@@ -30,11 +31,9 @@ def add_a2a(app: Quart, services: Services) -> None:
 
     def add(rule: str, name: str, run: Callable[..., Awaitable[Reply]], *methods: str) -> None:
         async def view(**values: str) -> Response:
-            current: Request = request._get_current_object()  # type: ignore[attr-defined]
-            call = Call(services, current, values)
-            scope: Any = current.scope
+            scope: Any = request.scope
             scope[ROUTE] = rule.replace("<", "{").replace(">", "}").replace("path:", "")
-            return respond(await run(call))
+            return respond(await run(Call(services, scope, values, QuartBody())))
 
         app.add_url_rule(rule, f"a2a {name}", view, methods=list(methods), provide_automatic_options=False)
 

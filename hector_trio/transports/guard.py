@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import structlog
@@ -17,7 +18,7 @@ from hector_trio.transports import Services
 from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
-from hector_trio.transports.routes import PRINCIPAL, REQUEST_ID
+from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
 Message = dict[str, Any]
@@ -36,6 +37,9 @@ EXPOSED: Final = (
     b"Location, Retry-After, ETag, X-Request-Id, Upload-Offset, Upload-Length, Upload-Defer-Length, Upload-Metadata, "
     b"Upload-Expires, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm"
 )
+NOT_STORED: Final = (b"cache-control", b"no-store")
+NOT_SNIFFED: Final = (b"x-content-type-options", b"nosniff")
+VARIES: Final = (b"vary", b"Origin")
 METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 PREFLIGHT_AGE: Final = b"600"
 
@@ -54,56 +58,65 @@ class Guard:
         self._services = services
         self._answered = access_log(services.metrics, services.settings.log)
         self._tus = tus_headers(services.settings.uploads)
+        server = services.settings.server
+        self._host_allowed = lru_cache(maxsize=64)(
+            partial(host_allowed, loopback_bind=services.loopback, allowed_hosts=server.allowed_hosts)
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         began = trio.current_time()
-        settings = self._services.settings
-        scope = seen_through_proxies(scope, settings.server.trusted_proxies)
+        scope = seen_through_proxies(scope, self._services.settings.server.trusted_proxies)
         if scope["path"] == scope.get("root_path"):
-            scope = {**scope, "path": f"{scope['path']}/"}  # the prefix without its slash is the page too
+            scope["path"] += "/"  # the prefix without its slash is the page too
         headers = Headers(scope["headers"])
         request_id = scope[REQUEST_ID] = accepted_request_id(headers.one(b"x-request-id"))
-        exchange = Exchange(send, request_id)
+        exchange = Exchange(send, request_id, scope.get(DIRECT))
+        scope[ANSWER] = exchange.send_whole
         if scope["type"] == "http" and is_upload(local_path(scope)):
             exchange.more = self._tus
             scope["method"] = method_meant(scope["method"], headers.one(b"x-http-method-override"))
             scope[STREAMED] = scope["method"] in ("POST", "PATCH")
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._pass(scope, headers, receive, exchange)
-            finally:
-                self._answered(scope, exchange.status, trio.current_time() - began)
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            if await self._admits(scope, headers, exchange):
+                if self._services.authenticator.required:  # else everybody has the same name, which says nothing
+                    bound = {**bound, **structlog.contextvars.bind_contextvars(principal=scope[PRINCIPAL].name)}
+                await self._app(scope, receive, exchange.send)
+        finally:
+            self._answered(scope, exchange.status, trio.current_time() - began)
+            structlog.contextvars.reset_contextvars(**bound)
 
-    async def _pass(self, scope: Message, headers: Headers, receive: Receive, exchange: Exchange) -> None:
+    async def _admits(self, scope: Message, headers: Headers, exchange: Exchange) -> bool:
+        """Marks the scope, or answers and is False."""
         try:
             self._check_host(headers)
             exchange.shown_to = self._check_origin(scope, headers)
             if is_preflight(scope, headers):
                 await exchange.send_whole(204, preflight(headers))
-                return
+                return False
             scope[PRINCIPAL], scope[SUBPROTOCOL] = self._authenticate(scope, headers)
             self._check_length(headers, streamed=scope.get(STREAMED, False))
         except HectorError as error:
             await exchange.refuse(scope, error)
-            return
-        # Without tokens everybody has the same name, which says nothing.
-        who = {"principal": scope[PRINCIPAL].name} if self._services.authenticator.required else {}
-        with structlog.contextvars.bound_contextvars(**who):
-            await self._app(scope, receive, exchange.send)
+            return False
+        return True
 
     def _check_host(self, headers: Headers) -> None:
         """Against DNS rebinding: a page of a name that resolves to this machine is not of this machine."""
-        host, allowed = headers.one(b"host"), self._services.settings.server.allowed_hosts
-        if not host_allowed(host, loopback_bind=self._services.loopback, allowed_hosts=allowed):
+        host = headers.one(b"host")
+        if not self._host_allowed(host):
             log.warning("host_refused", host=host, allow_with="server.allowed_hosts")
             raise Forbidden("The host asked for is neither a loopback name nor in allowed_hosts")
 
     def _check_origin(self, scope: Message, headers: Headers) -> str | None:
         """To pages of which origin a browser may show the answer."""
-        origin, host = headers.one(b"origin"), headers.one(b"host")
+        origin = headers.one(b"origin")
+        if origin is None:
+            return None
+        host = headers.one(b"host")
         allowed = self._services.settings.server.allow_origins
         if not origin_allowed(origin, scheme=scope["scheme"], host_header=host, allow_origins=allowed):
             log.warning("origin_refused", origin=origin, allow_with=f"--allow-origin {origin}")
@@ -136,10 +149,11 @@ class Guard:
 class Exchange:
     """What is sent back: adds the headers that every answer has, and remembers the status."""
 
-    __slots__ = ("_request_id", "_send", "more", "shown_to", "status")
+    __slots__ = ("_request", "_request_id", "_send", "more", "shown_to", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, request: ServerRequest | None) -> None:
         self._send = send
+        self._request = request
         self._request_id = request_id.encode()
         self.more: RawHeaders = []
         """What every answer at this path has besides."""
@@ -162,9 +176,12 @@ class Exchange:
 
     def _completed(self, headers: Any) -> RawHeaders:
         result: RawHeaders = list(headers)
-        if not any(name.lower() == b"cache-control" for name, _ in result):
-            result.append((b"cache-control", b"no-store"))
-        result += [(b"x-content-type-options", b"nosniff"), (b"x-request-id", self._request_id), (b"vary", b"Origin")]
+        for name, _ in result:
+            if name.lower() == b"cache-control":
+                break
+        else:
+            result.append(NOT_STORED)
+        result += (NOT_SNIFFED, (b"x-request-id", self._request_id), VARIES)
         result += self.more
         if self.shown_to is not None:
             result.append((b"access-control-allow-origin", self.shown_to.encode("latin-1")))
@@ -172,6 +189,11 @@ class Exchange:
         return result
 
     async def send_whole(self, status: int, headers: RawHeaders, body: bytes = b"", *, prefix: str = "http") -> None:
+        """Send a whole answer; on HTTP, in one step where the server can."""
+        if self._request is not None:
+            self.status = status
+            await self._request.respond(status, self._completed(headers), body)
+            return
         await self.send({"type": f"{prefix}.response.start", "status": status, "headers": headers})
         await self.send({"type": f"{prefix}.response.body", "body": body, "more_body": False})
 

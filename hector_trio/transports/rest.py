@@ -28,7 +28,7 @@ from hector_trio.observability import CONTENT_TYPE, ROUTE
 from hector_trio.transports import Services
 from hector_trio.transports.openapi import document
 from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
-from hector_trio.transports.problems import INTERNAL, body_of, headers_of, status_of
+from hector_trio.transports.problems import INTERNAL
 from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
 from hector_trio.transports.rest_debug import DEBUG_ROUTES
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
@@ -39,8 +39,9 @@ from hector_trio.transports.routes import (
     Call,
     Reply,
     Route,
-    check_ids,
     json_reply,
+    perform,
+    refusal,
     respond,
 )
 from hector_trio.transports.uploads import UPLOAD_ROUTES
@@ -206,16 +207,23 @@ def add_routes(app: Quart, services: Services) -> None:
 
 def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]]:
     async def view(**ids: str) -> Response:
-        current: Request = request._get_current_object()  # type: ignore[attr-defined]
-        call = Call(services, current, ids)
-        scope: Any = current.scope
+        scope: Any = request.scope
         scope[ROUTE] = route.path
-        if route.right is not None and not call.principal.may(route.right):
-            raise call.principal.forbidden(route.right)
-        check_ids(ids)
-        return respond(await route.run(call))
+        return respond(await perform(route, Call(services, scope, ids, QuartBody())))
 
     return view
+
+
+class QuartBody:
+    """The body of Quart's current request."""
+
+    async def data(self) -> bytes:
+        data: bytes = await request.get_data(cache=True, as_text=False, parse_form_data=False)
+        return data
+
+    @property
+    def pieces(self) -> HectorRequestBody:
+        return cast(HectorRequestBody, request.body)
 
 
 def _options(methods: set[str]) -> Callable[..., Awaitable[Response]]:
@@ -239,9 +247,7 @@ async def refuse(error: HectorError) -> Response:
     current: Request | Websocket
     current = request if has_request_context() else websocket
     scope: Any = current.scope
-    body = body_of(error, instance=current.path, request_id=scope.get(REQUEST_ID, ""))
-    response = Response(body, status_of(error))
-    response.headers.update(headers_of(error, current.path))
+    response = respond(refusal(error, current.path, scope.get(REQUEST_ID, "")))
     if scope.get(STREAMED) and not cast(HectorRequestBody, cast(Request, current).body).complete:
         response.headers["Connection"] = "close"  # what still comes of the body is not read (RFC 9112, 9.6)
     return response

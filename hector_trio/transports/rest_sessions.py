@@ -236,6 +236,7 @@ SESSION_ROUTES: Final = (
         create_session_task,
         RUN_ANSWERS,
         right="write",
+        runs=True,
         body=TaskRequest,
         headers=RUN_HEADERS,
         refusals=RUN_REFUSALS,

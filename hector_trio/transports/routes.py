@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, Protocol, TypeVar
+from urllib.parse import parse_qsl
 
 import trio
-from quart import Request, Response
+from quart import Response
+from werkzeug.sansio.utils import get_host
 
 from hector_trio.auth import Principal, Right
 from hector_trio.errors import AgentNotFound, HectorError, NotFound, SessionNotFound, TaskNotFound, UploadNotFound
 from hector_trio.models import encode, is_id
 from hector_trio.transports import Services
+from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import NURSERY, EventStreamResponse, HectorRequestBody
 from hector_trio.transports.requests import decode_json
 
@@ -21,6 +24,12 @@ T = TypeVar("T")
 PRINCIPAL: Final = "hector.principal"
 REQUEST_ID: Final = "hector.request_id"
 """Keys of the scope under which the guard leaves who asks, and the id of the request."""
+
+ANSWER: Final = "hector.answer"
+"""Key of the scope under which the guard leaves a function that sends a whole answer: status, headers, body."""
+
+DIRECT: Final = "hector.direct_request"
+"""Key of the scope under which the server's request stands when nothing lies between it and our application."""
 
 NOT_FOUND: Final[dict[str, type[NotFound]]] = {
     "agentId": AgentNotFound,
@@ -81,6 +90,8 @@ class Route:
     headers: tuple[Header, ...] = ()
     refusals: tuple[type[HectorError], ...] = ()
     """What it may refuse with, beside what every route may (credentials, size, drain, store)."""
+    runs: bool = False
+    """Whether it may start a run in the nursery of its request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +112,52 @@ def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
     return Reply(status, encode(value), headers={name.replace("_", "-"): text for name, text in headers.items()})
 
 
+class ServerRequest(Protocol):
+    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
+
+    def when_gone(self, tell: Callable[[], None]) -> None: ...
+
+    def is_own(self, receive: object, send: object) -> bool: ...
+
+    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
+
+
+class Body(Protocol):
+    """The body of a request, which may still be on its way."""
+
+    async def data(self) -> bytes: ...
+
+    @property
+    def pieces(self) -> HectorRequestBody: ...
+
+
 class Call:
-    """One request as a route's function sees it."""
+    """One request as a route's function sees it: an ASGI scope that has passed the guard, and a body."""
 
-    __slots__ = ("_request", "ids", "principal", "query", "services")
+    __slots__ = ("_body", "_scope", "ids", "principal", "services")
 
-    def __init__(self, services: Services, request: Request, ids: Mapping[str, str]) -> None:
+    def __init__(self, services: Services, scope: dict[str, Any], ids: Mapping[str, str], body: Body) -> None:
         self.services = services
         self.ids = ids
-        self.principal: Principal = _extra(request)[PRINCIPAL]
-        self.query: dict[str, str] = request.args.to_dict()
-        self._request = request
+        self.principal: Principal = scope[PRINCIPAL]
+        self._scope = scope
+        self._body = body
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query's parameters; of several with one name, the first."""
+        text: bytes = self._scope["query_string"]
+        if not text:
+            return {}
+        result: dict[str, str] = {}
+        for name, value in parse_qsl(text.decode(), keep_blank_values=True, errors="werkzeug.url_quote"):
+            result.setdefault(name, value)
+        return result
 
     @property
     def method(self) -> str:
-        return self._request.method
+        method: str = self._scope["method"]
+        return method
 
     @property
     def owner(self) -> str:
@@ -124,36 +166,43 @@ class Call:
     @property
     def client(self) -> str | None:
         """The address of the client, as a trusted proxy has told it; ``None``: it is on the Unix socket."""
-        address = _extra(self._request).get("client")
+        address = self._scope.get("client")
         return address[0] if address else None
 
     @property
     def nursery(self) -> trio.Nursery:
-        """The request's nursery: cancelled when the answer is complete, or the client has left."""
-        nursery: trio.Nursery = _extra(self._request)[NURSERY]
+        """The request's nursery, on a route that ``runs``: cancelled when the answer is complete, or the client has
+        left."""
+        nursery: trio.Nursery = self._scope[NURSERY]
         return nursery
 
     def header(self, name: str) -> str | None:
         """A header's value; of several with one name, joined (RFC 9110, 5.3)."""
-        values = self._request.headers.getlist(name)
-        return ", ".join(values) if values else None
+        wanted = name.lower().encode()
+        values = [value for key, value in self._scope["headers"] if key.lower() == wanted]
+        return b", ".join(values).decode("latin-1") if values else None
 
     @property
     def source(self) -> HectorRequestBody:
         """The body in the pieces in which it comes, on a route whose bodies are streamed (see the guard)."""
-        return cast(HectorRequestBody, self._request.body)
+        return self._body.pieces
 
     async def data(self) -> bytes:
         """The body. Raises werkzeug's RequestEntityTooLarge beyond the limit."""
-        return await self._request.get_data(cache=True, as_text=False, parse_form_data=False)
+        return await self._body.data()
 
     async def read(self, type_: type[T]) -> T:
         """The body as ``type_``, whatever its Content-Type says. Raises: InvalidRequest."""
         return decode_json(await self.data(), type_, max_depth=self.services.settings.limits.json_depth)
 
+    @property
+    def _root(self) -> str:
+        root: str = self._scope.get("root_path", "")
+        return root.rstrip("/")
+
     def path(self, path: str) -> str:
         """``path`` as clients reach it from outside: below the root path."""
-        return self._request.root_path.rstrip("/") + path
+        return self._root + path
 
     @property
     def base(self) -> str:
@@ -161,18 +210,20 @@ class Call:
         configured = self.services.settings.server.base_url
         if configured is not None:
             return configured.rstrip("/")
-        request = self._request
-        host = request.host
+        scheme: str = self._scope["scheme"]
+        host = get_host(scheme, self.header("Host") or "")
         if not host:
-            address = _extra(request).get("server") or ("localhost", None)
+            address = self._scope.get("server") or ("localhost", None)
             host = address[0] if address[1] is None else f"{address[0]}:{address[1]}"
-        return f"{request.scheme}://{host}{request.root_path.rstrip('/')}"
+        return f"{scheme}://{host}{self._root}"
 
 
-def _extra(request: Request) -> dict[str, Any]:
-    """The scope, in which our own keys stand too."""
-    scope: Any = request.scope
-    return scope  # type: ignore[no-any-return]
+async def perform(route: Route, call: Call) -> Reply:
+    """What ``route`` answers to ``call``. Raises: Forbidden, NotFound, and what the route's function refuses with."""
+    if route.right is not None and not call.principal.may(route.right):
+        raise call.principal.forbidden(route.right)
+    check_ids(call.ids)
+    return await route.run(call)
 
 
 def check_ids(ids: Mapping[str, str]) -> None:
@@ -182,7 +233,17 @@ def check_ids(ids: Mapping[str, str]) -> None:
             raise NOT_FOUND[name](f"There is no such {name.removesuffix('Id')}")
 
 
+def raw_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The headers of ``reply``, which is no stream of events, as ASGI has them."""
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers.items()]
+    if reply.status in (204, 304):
+        return headers
+    first = [(b"content-type", reply.media_type.encode())] if reply.media_type else []
+    return [*first, (b"content-length", b"%d" % len(reply.body)), *headers]
+
+
 def respond(reply: Reply) -> Response:
+    """``reply`` as Quart's response, with the same headers as ``raw_headers``."""
     if reply.events is not None:
         trio.lowlevel.current_task().name = "sse"
         return EventStreamResponse(reply.events, reply.headers)
@@ -193,3 +254,11 @@ def respond(reply: Reply) -> Response:
     if reply.status in (204, 304):
         response.headers.pop("Content-Length", None)
     return response
+
+
+def refusal(error: HectorError, instance: str, request_id: str) -> Reply:
+    """RFC 9457 problem details."""
+    headers = headers_of(error, instance)
+    media_type = headers.pop("Content-Type")
+    body = body_of(error, instance=instance, request_id=request_id)
+    return Reply(status_of(error), body, media_type, headers)

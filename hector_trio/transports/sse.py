@@ -42,6 +42,9 @@ class Lag:
     def __init__(self) -> None:
         self._since = math.inf
 
+    def caught_up(self) -> None:
+        self._since = math.inf
+
     def joins(self, follower: Follower, waited: float) -> bool:
         """Whether to join what is read next. ``waited``: seconds that the last write took."""
         if follower.last_seq - follower.after <= BEHIND_CHUNKS:

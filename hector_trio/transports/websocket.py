@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from base64 import b64decode
 from itertools import groupby
-from typing import Annotated, Any, Final, Protocol, cast
+from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 import trio
 from msgspec import UNSET, Meta, Struct, UnsetType
-from quart import Websocket, websocket
+from quart import websocket
 
 from hector_trio.auth import Principal
 from hector_trio.engine import Order
@@ -33,12 +33,13 @@ from hector_trio.transports.quart_app import LEFT_AT, HectorQuart
 from hector_trio.transports.requests import MAX_NUMBER, check_content, check_task_request, decode_json, invalid
 from hector_trio.transports.routes import PRINCIPAL
 from hector_trio.transports.sse import BEHIND_CHUNKS, Lag, starting_point
-
-SEND_MANY: Final = "hector.send_many"
-"""The ASGI scope extension that takes many frames for one write."""
+from hector_trio.transports.wires import VIEW, QuartWire, Shortcut, Wire
 
 BATCH: Final = 64
 """Chunks that one task may put into a round before the next task's turn comes."""
+
+AT_ONCE: Final = 512
+"""Chunks of one task that leave in the moment they are committed; more are left to the sender."""
 
 ROUND_BYTES: Final = 256 * 1024
 """About how much leaves in one round; who has not been served then is served first in the next."""
@@ -56,10 +57,6 @@ MAX_REPLIES: Final = 256
 """Answers to control frames that may wait for the socket before the next frame is read."""
 
 log = structlog.stdlib.get_logger("hector_trio.websocket")
-
-
-class SendMany(Protocol):
-    async def __call__(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
 
 
 class Envelope(Struct, rename="camel"):
@@ -126,10 +123,11 @@ class Refusal(Struct, tag="error", tag_field="type", rename="camel"):
     task_id: str | UnsetType = UNSET
 
 
-def add_websocket(app: HectorQuart, services: Services) -> None:
-    """Puts ``WS /agents/<id>/stream`` on ``app``."""
+def add_websocket(app: HectorQuart, services: Services) -> Shortcut:
+    """Puts ``WS /agents/<id>/stream`` on ``app``, as the last of all that is put there; returns the application that
+    stands before it and serves the same stream without it where that makes no difference."""
 
-    @app.websocket("/agents/<agent_id>/stream")
+    @app.websocket("/agents/<agent_id>/stream", endpoint=VIEW)
     async def stream(agent_id: str) -> None:
         if agent_id not in services.engine.agents:
             raise AgentNotFound(f"There is no agent {agent_id!r}")
@@ -139,10 +137,15 @@ def add_websocket(app: HectorQuart, services: Services) -> None:
             raise RateLimited(
                 f"{services.settings.limits.sockets} WebSockets are open; no more are taken", retry_after=5
             )
-        current: Websocket = websocket._get_current_object()  # type: ignore[attr-defined]
-        scope = cast(dict[str, Any], current.scope)
-        await current.accept(subprotocol=scope.get(SUBPROTOCOL))
-        await Socket(services, agent_id, current).serve()
+        scope: Any = websocket.scope
+        await websocket.accept(subprotocol=scope.get(SUBPROTOCOL))
+        wire = QuartWire(websocket._get_current_object())  # type: ignore[attr-defined]
+        await Socket(services, agent_id, wire).serve()
+
+    async def serve(wire: Wire, agent_id: str) -> None:
+        await Socket(services, agent_id, wire).serve()
+
+    return Shortcut(app, services, serve)
 
 
 class BinaryFrame(bytes):
@@ -151,6 +154,15 @@ class BinaryFrame(bytes):
 
 class View:
     """A task that this socket follows."""
+
+    __slots__ = (
+        "_lag",
+        "binary",
+        "credit",
+        "follower",
+        "pauses",
+        "window",
+    )
 
     def __init__(self, follower: Follower, viewing: Viewing) -> None:
         self.follower = follower
@@ -188,6 +200,19 @@ class View:
             self._pause()
         return [binary_frame(line) for line in lines] if self.binary else lines
 
+    def take(self) -> list[bytes] | None:
+        """What ``read`` would give at once to a viewer that keeps up; ``None``: ``read`` has to look."""
+        if self.window is None:
+            lines = self.follower.take(AT_ONCE)
+            if lines:
+                self._lag.caught_up()
+            return lines
+        lines = self.follower.take(self.credit)
+        if lines:
+            self.credit -= len(lines)
+            self._pause()
+        return lines
+
     def close(self) -> None:
         if self.pauses:
             self.follower.pause_at(None)
@@ -211,25 +236,57 @@ def binary_frame(line: bytes) -> bytes:
 
 
 class Socket:
-    """One connection: a reader and a sender in one nursery, in another around it the runs that die with it."""
+    """One connection and its one nursery: the reader, the sender, and the runs that die with it."""
 
-    def __init__(self, services: Services, agent_id: str, current: Websocket) -> None:
+    __slots__ = (
+        "_agent_id",
+        "_alarm",
+        "_answering",
+        "_binary",
+        "_busy",
+        "_controlled",
+        "_ends",
+        "_engine",
+        "_heard",
+        "_idle",
+        "_limits",
+        "_metrics",
+        "_nursery",
+        "_owed",
+        "_principal",
+        "_quiet_since",
+        "_replies",
+        "_room",
+        "_scope",
+        "_started",
+        "_views",
+        "_waited",
+        "_wakeup",
+        "_wire",
+    )
+
+    def __init__(self, services: Services, agent_id: str, wire: Wire) -> None:
         self._engine = services.engine
         self._limits = services.settings.limits
         self._agent_id = agent_id
         self._metrics = services.metrics
-        self._scope = cast(dict[str, Any], current.scope)
+        self._scope = wire.scope
         self._principal: Principal = self._scope[PRINCIPAL]
-        self._websocket = current
-        self._send_many: SendMany = (self._scope.get("extensions") or {}).get(SEND_MANY) or self._send_each
+        self._wire = wire
         self._wakeup = Wakeup()
+        self._alarm = self._wakeup.wake if wire.now is None else self._committed
+        """What the tasks' logs call."""
+        self._idle = False
+        """Whether the sender waits, having sent all it could."""
+        self._owed = False
+        """Whether the socket did not take all that was sent in the sender's place."""
         self._views: dict[str, View] = {}
         self._started: dict[str, TaskRow] = {}
         self._replies: list[bytes] = []
         """Said before the chunks of a round are read: an ``ok`` stands before what it begins, after what it ends."""
         self._ends: list[bytes] = []
         """Answers to cancels, said after the chunks of a round, among them the final ones."""
-        self._room = trio.lowlevel.ParkingLot()
+        self._room: trio.lowlevel.ParkingLot | None = None
         self._busy = False
         """Whether a frame is being worked on."""
         self._binary = False
@@ -243,38 +300,35 @@ class Socket:
         """Whether a control frame was ever sent: then the socket stays open after its last task."""
         self._quiet_since: float | None = trio.current_time()
         self._nursery: trio.Nursery
-        self._runs: trio.Nursery
 
     async def serve(self) -> None:
         """Returns when both sides have nothing more to say; cancelled when the client has left."""
         try:
-            async with trio.open_nursery() as self._runs:
-                await self._talk()
+            async with trio.open_nursery() as self._nursery:
+                self._wire.tie(self._nursery.cancel_scope)
+                self._nursery.start_soon(self._send, name="sender")
+                await self._read()
         finally:
             left_at = self._scope.get(LEFT_AT)
             if left_at is not None and any(row.policy == "cancel" for row in self._started.values()):
                 self._metrics.cancelled(trio.current_time() - left_at)  # their runs have ended: so has the nursery
 
-    async def _talk(self) -> None:
+    async def _read(self) -> None:
         with self._metrics.stream("websocket"):
             self._engine.drain_wakeups.add(self._wakeup)
             try:
-                async with trio.open_nursery() as self._nursery:
-                    self._nursery.start_soon(self._send, name="sender")
-                    await self._read()
+                while True:
+                    message = await self._wire.receive()
+                    self._busy = self._heard = True
+                    await self._receive(message)
+                    self._busy = False
+                    self._wakeup.wake()
+                    while len(self._replies) + len(self._ends) > MAX_REPLIES:
+                        self._room = self._room or trio.lowlevel.ParkingLot()
+                        await self._room.park()
             finally:
                 self._engine.drain_wakeups.discard(self._wakeup)
                 self._leave()
-
-    async def _read(self) -> None:
-        while True:
-            message = await self._websocket.receive()
-            self._busy = self._heard = True
-            await self._receive(message)
-            self._busy = False
-            self._wakeup.wake()
-            while len(self._replies) + len(self._ends) > MAX_REPLIES:
-                await self._room.park()
 
     def _leave(self) -> None:
         """Nobody watches from here any more, and what waits for input from here need not go on waiting."""
@@ -319,7 +373,7 @@ class Socket:
         self._check_room()
         self._check_write()
         order = Order(self._principal.owner, self._agent_id, request, "cancel")
-        accepted = await self._engine.submit(order, self._runs)
+        accepted = await self._engine.submit(order, self._nursery)
         started = accepted.how == "created"
         if started:
             self._started[accepted.task.task_id] = accepted.task
@@ -334,7 +388,7 @@ class Socket:
 
     def _follow(self, row: TaskRow, after: int, viewing: Viewing) -> View:
         before = self._views.pop(row.task_id, None)
-        follower = self._engine.follow(row, after, self._wakeup, viewer=True).__enter__()
+        follower = self._engine.follow(row, after, self._alarm, viewer=True).__enter__()
         if before is not None:
             before.close()  # only now: between them the task would have no viewer
         view = self._views[row.task_id] = View(follower, viewing)
@@ -395,8 +449,8 @@ class Socket:
         check_content(frame.input)
         row = await self._find(frame.task_id)
         self._check_write()
-        row = await self._engine.answer(row, frame.input, self._runs)
-        if self._engine.runs_in(row, self._runs):
+        row = await self._engine.answer(row, frame.input, self._nursery)
+        if self._engine.runs_in(row, self._nursery):
             self._started[row.task_id] = row
         self._reply(encode(Ok("input", row.task_id, status=row.status, last_seq=row.last_seq)))
 
@@ -463,9 +517,44 @@ class Socket:
 
     # --- frames to the client
 
+    def _committed(self) -> None:
+        """More of some task's log is there to be read. What can be sent without waiting is sent here and now, on the
+        way of the commit; the sender, which would be one more turn of the loop, is woken for the rest only."""
+        if not (self._idle and self._send_now()):
+            self._wakeup.wake()
+
+    def _send_now(self) -> bool:
+        """Sends what is ready; whether the sender has nothing to do with it any more."""
+        stream = self._wire.now
+        if stream is None or self._replies or self._ends or self._binary or self._owed or stream.full:
+            return False
+        done = True
+        frames: list[bytes] = []
+        for view in self._views.values():
+            if view.ready:
+                lines = view.take()
+                if lines is None:
+                    done = False
+                    continue
+                frames += lines
+                if view.follower.ended:
+                    done = False
+                elif len(frames) > BATCH and sum(map(len, frames)) > ROUND_BYTES:
+                    done = False
+                    break
+        if frames:
+            self._waited = 0.0
+            if not stream.send_now(frames):
+                self._owed = True
+                return False
+        return done
+
     async def _send(self) -> None:
         """Sends what is ready, task by task in turn, everything of a round in one write."""
         while True:
+            if self._owed:
+                await self._wire.send_many([])
+                self._owed = False
             frames, self._replies = self._replies, []
             for task_id, view in list(self._views.items()):
                 if view.ready:
@@ -474,27 +563,32 @@ class Socket:
                         break  # those served stand at the end by now, so the others come next
             frames += self._ends
             self._ends = []
-            self._room.unpark_all()
+            if self._room is not None:
+                self._room.unpark_all()
             if frames:
                 self._quiet_since = None
                 began = trio.current_time()
                 if self._binary:
                     for binary, group in groupby(frames, lambda each: isinstance(each, BinaryFrame)):
-                        await self._send_many(list(group), binary=binary)
+                        await self._wire.send_many(list(group), binary=binary)
                 else:
-                    await self._send_many(frames)
+                    await self._wire.send_many(frames)
                 self._waited = trio.current_time() - began
                 continue
             code, deadline = self._verdict()
             if trio.current_time() >= deadline:
-                await self._websocket.close(code)
-                self._runs.cancel_scope.cancel()
+                await self._wire.close(code)
+                self._nursery.cancel_scope.cancel()
                 return
-            if deadline == math.inf:
-                await self._wakeup.wait()
-            else:
-                with trio.move_on_at(deadline):
+            self._idle = True
+            try:
+                if deadline == math.inf:
                     await self._wakeup.wait()
+                else:
+                    with trio.move_on_at(deadline):
+                        await self._wakeup.wait()
+            finally:
+                self._idle = False
 
     async def _next(self, task_id: str, view: View) -> list[bytes]:
         """The next frames of one task; after its last one it is no longer followed. None of one that was given up or
@@ -536,8 +630,3 @@ class Socket:
         if self._controlled:
             return 1000, math.inf
         return 1000, self._quiet_since + self._limits.idle_after_final
-
-    async def _send_each(self, payloads: list[bytes], *, binary: bool = False) -> None:
-        """For servers that do not take a batch."""
-        for payload in payloads:
-            await self._websocket.send(payload if binary else payload.decode())

@@ -1,34 +1,103 @@
-"""The measured server: one agent that emits as many chunks as it is asked for."""
+"""The measured server: ``python -m tests.bench.ours STORE DURABILITY [quart]``. Says its port when it listens.
+
+``quart`` switches the way past Quart off, as a user's own hook on the route does.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from hector_trio.agents import AgentInfo, Context
+import trio
+from quart_trio import QuartTrio
+
+from hector_trio import connection
+from hector_trio.agents import Agent, AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
-from hector_trio.config import Limits, Server, Settings, StoreSettings
-from hector_trio.server import Serving, run
+from hector_trio.config import Limits, Log, Server, Settings, StoreSettings
+from hector_trio.server import Tell, configure_logs, limits_of, listen, open_app
+from tests.bench.load import TEXT, Ticks
 
 
-async def burst(ctx: Context) -> None:
-    count, size = map(int, ctx.text.split())
-    text = "x" * size
-    for _ in range(count):
-        await ctx.emit_text(text)
+class Ticker:
+    """Wakes all agents that wait for the next tick."""
+
+    def __init__(self) -> None:
+        self.ticks = Ticks()
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(self.ticks.until_next())
+            self.ticks.count += 1
+            self._waiting.unpark_all()
+
+    async def wait_beyond(self, number: int) -> None:
+        while self.ticks.count <= number:
+            await self._waiting.park()
 
 
-def main(store: str, durability: str) -> None:
-    settings = Settings(
+def agents(ticker: Ticker) -> dict[str, Agent]:
+    async def burst(ctx: Context) -> None:
+        for _ in range(int(ctx.text)):
+            await ctx.emit_text(TEXT)
+
+    async def paced(ctx: Context) -> None:
+        before = ticker.ticks.count
+        for number in range(before, before + int(ctx.text)):
+            await ticker.wait_beyond(number)
+            await ctx.emit_text(ticker.ticks.text(number + 1))
+
+    async def idle(ctx: Context) -> None:
+        await ctx.emit_text(TEXT)
+        await trio.sleep_forever()
+
+    return {
+        each.__name__: FunctionAgent(AgentInfo(each.__name__, each.__name__), each) for each in (burst, paced, idle)
+    }
+
+
+def settings(store: str, durability: str) -> Settings:
+    return Settings(
         server=Server(host=["127.0.0.1"], port=0),
         store=StoreSettings(url=store, durability="full" if durability == "full" else "process"),
-        limits=Limits(log_bytes=1 << 30),
+        limits=Limits(log_bytes=1 << 30, sessions=100_000_000, running=5_000),
+        log=Log(level="error"),
     )
 
-    def started(serving: Serving) -> None:
-        print(serving.url.rpartition(":")[2], flush=True)
 
-    run(settings, {"burst": FunctionAgent(AgentInfo("burst", "burst"), burst)}, started=started)
+def hook(quart: QuartTrio) -> None:
+    """A hook that does nothing."""
+
+    async def nothing() -> None:
+        return None
+
+    quart.before_websocket(nothing)
+    quart.before_request(nothing)
+
+
+async def serve(
+    store: str, durability: str, quart: str = "", *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serves until cancelled; ``task_status`` is given the URLs."""
+    chosen = settings(store, durability)
+    configure_logs(chosen)
+    sys.setswitchinterval(0.0005)  # as ``server.run``
+    ticker = Ticker()
+    prepare = [hook] if quart else []
+    async with open_app(chosen, agents(ticker), prepare) as app, trio.open_nursery() as nursery:
+        nursery.start_soon(ticker.run)
+        await connection.serve(
+            app,
+            listen(chosen.server),
+            limits=limits_of(chosen),
+            shutdown=trio.sleep_forever,
+            task_status=task_status,
+        )
+
+
+async def main(*arguments: str) -> None:
+    await serve(*arguments, task_status=Tell(lambda urls: print(urls[0].rpartition(":")[2], flush=True)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    trio.run(main, *sys.argv[1:])

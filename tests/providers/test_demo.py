@@ -246,12 +246,12 @@ def test_no_piece_is_large_whatever_the_text() -> None:
 )
 def test_a_hostile_megabyte_is_answered_quickly(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    start = time.perf_counter()
+    start = time.thread_time()
     for pattern, _ in RULES:
         pattern.search(text[:1000])
     topic_of(text)
     name_in(text)
-    assert time.perf_counter() - start < 0.2
+    assert time.thread_time() - start < 0.2
 
 
 # --- the stream -------------------------------------------------------------------------------------------------------

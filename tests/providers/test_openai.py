@@ -359,7 +359,7 @@ async def test_a_server_that_stays_busy_is_rate_limited(fake: FakeModel, provide
     assert len(fake.requests) == 4
 
 
-@pytest.mark.parametrize("wait", ["61", email.utils.formatdate(time.time() + 3600)])
+@pytest.mark.parametrize("wait", ["61", email.utils.formatdate(time.time() + 3600)], ids=["seconds", "date"])
 async def test_too_long_a_wait_is_not_waited_but_told(fake: FakeModel, provider: OpenAiProvider, wait: str) -> None:
     fake.plan(refuses(429, headers={"Retry-After": wait}))
     error = await failure(provider)

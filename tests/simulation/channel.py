@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import trio
 
-from hector_trio.transports.websocket import SEND_MANY
+from hector_trio.transports.wires import SEND_MANY
 
 Message = dict[str, Any]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -58,6 +59,7 @@ class Link:
         self._inbound: deque[Message] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
         self._farewell: Message | None = None
+        self._gone: Callable[[int], None] | None = None
         self._unread: deque[tuple[Message, int]] = deque()
         self._held = 0
         self._read = trio.lowlevel.ParkingLot()
@@ -120,6 +122,8 @@ class Link:
             kind = self.scope["type"]
             self._farewell = {"type": f"{kind}.disconnect"} | ({"code": code} if kind == "websocket" else {})
             self._arrived.unpark_all()
+            if self._gone is not None:
+                self._gone(code)
 
     # --- the application's side
 
@@ -159,7 +163,7 @@ class Link:
             self.ending = True
         await self._write([(message, size)])
 
-    async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
+    async def __call__(self, payloads: list[bytes], *, binary: bool = False) -> None:
         key = "bytes" if binary else "text"
         await self._write(
             [
@@ -167,6 +171,27 @@ class Link:
                 for payload in payloads
             ]
         )
+
+    @property
+    def full(self) -> bool:
+        return self.gone or self.ending or self._held > self._capacity
+
+    def send_now(self, payloads: list[bytes]) -> bool:
+        for payload in payloads:
+            self._hand({"type": "websocket.send", "text": payload.decode()}, len(payload))
+        return not self.full
+
+    def when_gone(self, tell: Callable[[int], None]) -> None:
+        """As of the streams in ``hector_trio.connection``; so are ``full``, ``send_now``, ``is_own`` and ``corked``."""
+        self._gone = tell
+        if self._farewell is not None:
+            tell(1006)
+
+    def is_own(self, receive: object, send: object) -> bool:
+        return receive == self.receive and send == self.send
+
+    def corked(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def _write(self, messages: list[tuple[Message, int]]) -> None:
         for message, size in messages:
@@ -209,7 +234,7 @@ def websocket_link(path: str, client: Client, *, batches: bool, capacity: int, p
     }
     link = Link(scope, client, capacity=capacity, patience=patience)
     if batches:
-        scope["extensions"][SEND_MANY] = link.send_many
+        scope["extensions"][SEND_MANY] = link
     link.put({"type": "websocket.connect"})
     return link
 

@@ -483,6 +483,9 @@ class Reader:
         """The code of the uncommitted chunk that has ended this."""
         self.may_restart = 0
         """How often the same task was asked for again on the same socket: each time it is read from its beginning."""
+        self.final_once = False
+        """Whether it asked with ``after``: where that is at or past the end, it gets the final chunk, whichever it is.
+        The id may have gone to a later, shorter task meanwhile."""
         self.nonce: int | None = None
         self.detached = False
         self.seen_at: float | None = None
@@ -527,6 +530,9 @@ class Reader:
         if gap is not None:
             self._take_gap(chunk, gap)
             return
+        if self.final_once and chunk.final:
+            self.next = min(self.next, first)
+        self.final_once = False
         if first != self.next:
             self._ledger.note(f"{name} got {first}..{chunk.seq}")
         self.keys = {key for key in self.keys if self._ledger.holds(key, chunk, line)}

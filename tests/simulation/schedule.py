@@ -343,6 +343,7 @@ class Schedule:
             after = min(after, row.last_seq - 1) if row.ended else after
         call.after = after
         call.reader = Reader(self.world.ledger, row.agent_id, row.task_id, after=after)
+        call.reader.final_once = bool(query)
         self.say(f"follow {row.agent_id}/{row.task_id} {query or headers['Last-Event-ID']}")
         self.world.request(call, "GET", f"/agents/{row.agent_id}/tasks/{row.task_id}/events", query=query, **headers)
 

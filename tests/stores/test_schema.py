@@ -15,67 +15,73 @@ from alembic.script import ScriptDirectory
 
 import hector_trio.stores
 from hector_trio.models import Content
-from hector_trio.stores import Change, Segment
+from hector_trio.stores import Change, Segment, sqlite
 from hector_trio.stores.schema import HEAD, tables
 from hector_trio.stores.sql import SqlStore, open_sql
 from hector_trio.task import Question
 from tests.stores.making import ME, NOW, accept, chunks, idempotency, message
 
 
-async def test_the_migrations_lead_to_the_tables_that_the_code_speaks_of(sql: SqlStore) -> None:
-    def compare() -> object:
-        with sql._opened.reading.connect() as connection:
-            return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables)
+def migrations() -> Config:
+    config = Config()
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("script_location", str(Path(hector_trio.stores.__file__).parent / "migrations"))
+    return config
 
-    assert await trio.to_thread.run_sync(compare) == []
+
+def migrate(path: Path, to: str) -> None:
+    """A new file as the migrations make it."""
+    config = migrations()
+    engine = sqlite.open_engine(path, "process", writes=True)
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, to)
+        sqlite.mark(connection)
 
 
-async def test_made_by_migrations_or_from_the_metadata_the_database_is_the_same(sql: SqlStore, tmp_path: Path) -> None:
-    from hector_trio.stores import sqlite
+def test_the_migrations_lead_to_the_tables_that_the_code_speaks_of(tmp_path: Path) -> None:
+    migrate(tmp_path / "hector.db", "head")
+    with sqlite.open_engine(tmp_path / "hector.db", "process", writes=False).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), tables) == []
 
+
+async def test_a_new_store_is_what_the_migrations_make(sql: SqlStore, tmp_path: Path) -> None:
     query = (
         "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL "
-        "UNION ALL SELECT 't.' || m.name, group_concat(c.name || c.type || c.pk || c.\"notnull\") "
+        "UNION ALL SELECT 't.' || m.name, "
+        "group_concat(c.name || c.type || c.pk || c.\"notnull\" || coalesce(c.dflt_value, '')) "
         "FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type = 'table' GROUP BY m.name "
         'UNION ALL SELECT \'f.\' || m.name, group_concat(f."table" || f."from" || f."to" || f.on_delete) '
         "FROM sqlite_schema m, pragma_foreign_key_list(m.name) f GROUP BY m.name "
         "UNION ALL SELECT 'o.' || name, sql LIKE '%WITHOUT ROWID%' || sql LIKE '%AUTOINCREMENT%' "
-        "FROM sqlite_schema WHERE type = 'table'"
+        "FROM sqlite_schema WHERE type = 'table' "
+        "UNION ALL SELECT 'c.' || m.name || x.name, group_concat(x.name || x.'unique' || x.origin || x.partial) "
+        "FROM sqlite_schema m, pragma_index_list(m.name) x WHERE m.type = 'table' GROUP BY m.name, x.name "
+        "UNION ALL SELECT 'version', version_num FROM alembic_version "
+        "UNION ALL SELECT 'application', application_id FROM pragma_application_id"
     )
 
     def read(path: Path) -> dict[str, str]:
-        engine = sqlite.open_engine(path, "process", writes=True)
-        with engine.connect() as connection:
-            with connection.begin():
-                tables.create_all(connection)
-            rows = connection.exec_driver_sql(query).fetchall()
-        return {name: " ".join(str(text).split()) for name, text in rows if "alembic" not in name}
+        with sqlite.open_engine(path, "process", writes=False).connect() as connection:
+            return {name: " ".join(str(text).split()) for name, text in connection.exec_driver_sql(query).fetchall()}
 
     def compare() -> None:
-        assert read(sql._opened.path) == read(tmp_path / "from-metadata.db")
+        migrate(tmp_path / "migrated.db", "head")
+        made = read(sql._opened.path)
+        assert made == read(tmp_path / "migrated.db")
+        assert made["version"] == HEAD
 
     await trio.to_thread.run_sync(compare)
 
 
 def test_the_head_is_the_newest_migration() -> None:
-    config = Config()
-    config.set_main_option("path_separator", "os")
-    config.set_main_option("script_location", str(Path(hector_trio.stores.__file__).parent / "migrations"))
-    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+    assert ScriptDirectory.from_config(migrations()).get_current_head() == HEAD
 
 
 def make_first_schema(path: Path) -> None:
     """A file as the first version left it, with a session, its conversation, a task that ended and one that waits."""
-    from hector_trio.stores import sqlite
-
-    config = Config()
-    config.set_main_option("path_separator", "os")
-    config.set_main_option("script_location", str(Path(hector_trio.stores.__file__).parent / "migrations"))
-    engine = sqlite.open_engine(path, "process", writes=True)
-    with engine.connect() as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        sqlite.mark(connection)
+    migrate(path, "0001")
+    with sqlite.open_engine(path, "process", writes=True).connect() as connection, connection.begin():
         for statement in (
             "INSERT INTO sessions VALUES "
             "(1, 'alice', 's', 'a', 1000000, 1000005, NULL, 9223372036854775807, '{\"n\":1}', '{}')",
@@ -122,7 +128,7 @@ async def test_a_store_of_the_first_schema_is_brought_up_to_date_with_all_it_hol
         assert row.question == question
 
 
-def test_the_migrations_are_found_from_any_folder_and_not_needed_when_up_to_date(tmp_path: Path) -> None:
+def test_the_migrations_are_found_from_any_folder_and_needed_by_an_older_store_alone(tmp_path: Path) -> None:
     program = f"""
 import sys, trio
 from hector_trio.stores.sql import open_sql
@@ -133,8 +139,9 @@ trio.run(main)
 print("alembic" in sys.modules)
 """
     root = str(Path(hector_trio.__path__[0]).parent)
-    said = [
-        subprocess.run(
+
+    def alembic_was_imported() -> str:
+        return subprocess.run(
             [sys.executable, "-c", program],
             cwd=tmp_path,
             env={"PYTHONPATH": root},
@@ -143,6 +150,8 @@ print("alembic" in sys.modules)
             text=True,
             timeout=30,
         ).stdout.strip()
-        for _ in range(2)
-    ]
-    assert said == ["True", "False"]
+
+    assert [alembic_was_imported() for _ in range(2)] == ["False", "False"]
+    (tmp_path / "hector.db").unlink()
+    make_first_schema(tmp_path / "hector.db")
+    assert [alembic_was_imported() for _ in range(2)] == ["True", "False"]

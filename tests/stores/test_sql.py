@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,8 @@ from sqlalchemy import Connection, event
 import hector_trio
 from hector_trio.errors import StartError, StoreUnavailable
 from hector_trio.models import Content
-from hector_trio.stores import Change
+from hector_trio.stores import Change, Segment, sql_sessions
+from hector_trio.stores.rules import text_of
 from hector_trio.stores.sql import SqlStore, open_sql
 from tests.stores.making import ME, NOW, accept, chunks, ended, message, new_session, new_task
 
@@ -260,10 +261,25 @@ def statements(sql: SqlStore) -> Iterator[list[str]]:
 
 
 async def test_a_batch_is_one_statement_for_the_rows_and_one_for_the_segments(sql: SqlStore) -> None:
-    keys = [(await accept(sql, f"t{n}")).key for n in range(50)]
-    with statements(sql) as said:
-        assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
-    assert [text.split()[0] for text in said] == ["BEGIN", "UPDATE", "INSERT"]
+    keys = [(await accept(sql, f"t{n}")).key for n in range(64)]
+    said: list[str] = []
+    await sql._writer.run(lambda c: c.connection.driver_connection.set_trace_callback(said.append))  # type: ignore[union-attr]
+    assert await sql.append([chunks(key, 1, b"x") for key in keys]) == frozenset()
+    said = [text.split()[0] for text in said if not text.startswith("--")]
+    assert said[said.index("BEGIN") :] == ["BEGIN", "UPDATE", "INSERT", "COMMIT"]
+
+
+async def test_a_batch_of_any_size_is_written_whole_or_not_at_all(sql: SqlStore) -> None:
+    keys = [(await accept(sql, f"t{n}")).key for n in range(600)]
+    at = dict.fromkeys(keys, 0)
+    for size in (1, 2, 3, 63, 255, 256, 257, 600):
+        assert await sql.append([chunks(key, at[key] + 1, b"x") for key in keys[-size:]]) == frozenset()
+        at.update((key, at[key] + 1) for key in keys[-size:])
+    assert len(await sql.read_log(keys[-1], 0, 9)) == 8
+    stale = [chunks(key, 99 if key == keys[300] else 2, b"y") for key in keys[:343]]
+    assert await sql.append(stale) == {keys[300]}
+    assert [segment.data for segment in await sql.read_log(keys[0], 0, 9)] == [b"x", b"y"]
+    assert [segment.data for segment in await sql.read_log(keys[300], 0, 9)] == [b"x"]
 
 
 async def test_a_page_of_large_items_reads_no_more_than_it_gives_and_one(sql: SqlStore) -> None:
@@ -349,3 +365,85 @@ async def test_a_store_is_locked_by_whatever_name_it_is_opened(tmp_path: Path) -
         with pytest.raises(StartError, match=str(os.getpid())):
             async with open_sql(alias, instance="two"):
                 pass
+
+
+async def steps(sql: SqlStore, question: Callable[[], Awaitable[object]]) -> int:
+    """How many tens of steps SQLite's machine takes for the answer: what it costs on any machine, however busy."""
+    taken = 0
+
+    def count() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    def watch(connection: Connection, callback: Callable[[], int] | None) -> None:
+        connection.connection.driver_connection.set_progress_handler(callback, 10)  # type: ignore[union-attr]
+
+    await sql._readers.run(lambda c: watch(c, count))  # the connection that is idle is the next one's as well
+    await question()
+    await sql._readers.run(lambda c: watch(c, None))
+    return taken
+
+
+async def test_history_costs_no_more_when_the_conversation_is_longer(sql: SqlStore) -> None:
+    for name in ("short", "long"):
+        await sql.create_session(new_session(name), limit=9)
+        row = await accept(sql, name, session_id=name)
+        await sql.append([chunks(row.key, 1, b"x", message=message("1", name))])
+
+    def lengthen(connection: Connection, name: str, lines: int) -> None:
+        connection.exec_driver_sql(
+            "WITH RECURSIVE n(i) AS (VALUES(2) UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO messages "
+            "SELECT m.session_key, i, task_key, task_id, agent_id, role, type, i, created_at, partial_status, original "
+            "FROM n, messages m WHERE m.task_id = ? AND m.n = 1",
+            (lines, name),
+        )
+
+    costs = {}
+    for name, lines in (("short", 600), ("long", 60_000)):
+        await sql._writer.run(lambda c, name=name, lines=lines: lengthen(c, name, lines))  # type: ignore[misc]
+        costs[name] = await steps(sql, lambda name=name: sql.history("alice", name, limit=50))  # type: ignore[misc]
+        assert [line.content for line in await sql.history("alice", name, limit=2)] == [lines - 1, lines]
+    assert 0 < costs["long"] <= costs["short"] + 2
+
+
+async def test_the_end_of_a_log_of_a_million_chunks_costs_what_that_of_a_short_one_costs(sql: SqlStore) -> None:
+    costs = []
+    for segments in (10, 100_000):
+        row = await accept(sql, f"t{segments}")
+
+        def fill(connection: Connection, key: int = row.key, segments: int = segments) -> None:
+            connection.exec_driver_sql(
+                "WITH RECURSIVE n(i) AS (VALUES(0) UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO segments "
+                "SELECT ?, 10 * i + 1, 10 * i + 10, CAST('0123456789' AS BLOB) FROM n",
+                (segments - 1, key),
+            )
+            connection.exec_driver_sql("UPDATE tasks SET last_seq = ? WHERE key = ?", (10 * segments, key))
+
+        await sql._writer.run(fill)
+        after = 10 * segments - 5
+        costs.append(await steps(sql, lambda key=row.key, after=after: sql.read_log(key, after, 1 << 18)))  # type: ignore[misc]
+        assert await sql.read_log(row.key, after, 1 << 18) == [Segment(after - 4, after + 5, b"0123456789")]
+        assert not await sql.append([chunks(row.key, 10 * segments + 1, b"x")])
+    assert 0 < costs[1] <= costs[0] + 2
+
+
+async def test_a_page_of_sessions_with_a_common_label_is_found_without_looking_at_all_of_them(
+    sql: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_sessions, "_FEW", 20)
+    for n in range(60):
+        labels = {"all": "x", "some": n % 6}
+        await sql.create_session(new_session(f"s{n}", agent_id="ab"[n % 2], metadata=labels), limit=99)
+    for metadata, total in (
+        ({"all": "x"}, 60),
+        ({"some": "3"}, 10),
+        ({"all": "x", "some": "3"}, 10),
+        ({"all": "y"}, 0),
+    ):
+        page = await sql.list_sessions("alice", now=NOW, metadata=metadata, limit=3)
+        assert (page.total, len(page.items)) == (total, min(total, 3))
+        assert all(text_of(row.metadata[name]) == text for row in page.items for name, text in metadata.items())
+        with statements(sql) as said:
+            await sql.list_sessions("alice", now=NOW, agent_id="a", metadata=metadata, limit=3)
+        assert ("EXISTS (SELECT labels" in said[-1]) == ("all" in metadata and total > 0)

@@ -25,7 +25,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
-from hector_trio.stores import Change, Page, Push, PushMove, Segment, Store
+from hector_trio.stores import Change, Page, Push, PushMove, Segment, Store, checkpoints
 from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
@@ -824,7 +824,11 @@ async def test_of_the_logs_of_tasks_that_ended_long_ago_only_the_end_is_kept(sto
     assert await store.sweep(now=NOW + 5000, tasks_ended_before=NOW + 20, limit=9, logs_ended_before=NOW + 20) == 2
 
 
-async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store) -> None:
+async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the log before the file has a bound of its own
+    monkeypatch.setattr(checkpoints, "STEP", 1 << 20)
+    monkeypatch.setattr(checkpoints, "LIMIT", 4 << 20)
+
     async def ended_and_gone(task_id: str) -> None:
         row = await accept(store, task_id)
         for n in range(5):
@@ -912,6 +916,49 @@ async def test_every_refusal_leaves_the_store_as_it_was(store: Store) -> None:
             await refused
     assert [await store.list_tasks("alice"), await store.list_sessions("alice", now=NOW)] == before
     assert await store.find_idempotent("alice", idempotency(), now=NOW) is None
+
+
+async def test_however_many_there_are_lists_totals_and_sweeps_are_right(store: Store) -> None:
+    """Many sessions with tasks in every state, some of them expired, against what is simply counted."""
+    now = NOW + 5000
+    for n in range(120):
+        members = {
+            "ttl_seconds": 1 if n % 3 == 0 else None,
+            "agent_id": "ab"[n % 2],
+            "metadata": {"n": n % 4, "k": "v"},
+        }
+        await store.create_session(new_session(f"s{n}", **members), limit=999)
+        row = await accept(store, f"t{n}", agent_id="ab"[n % 2], session_id=f"s{n}")
+        if n % 5:  # the others go on, and keep their session
+            await store.append([chunks(row.key, 1, b"x", change=Change("completed", ended_at=NOW + n))])
+    seen = [n for n in reversed(range(120)) if n % 3 or not n % 5]
+    for agent in (None, "a", "b"):
+        mine = [n for n in seen if agent in (None, "ab"[n % 2])]
+        for metadata in (None, {"n": "2"}, {"k": "v"}, {"n": "2", "k": "v"}):
+            have = [n for n in mine if not metadata or "n" not in metadata or n % 4 == 2]
+            found: list[str] = []
+            token = None
+            while token != "":
+                page = await store.list_sessions(
+                    "alice", now=now, agent_id=agent, metadata=metadata, limit=7, token=token or ""
+                )
+                found += [row.session_id for row in page.items]
+                assert page.total == len(have)
+                token = page.next_token
+            assert found == [f"s{n}" for n in have]
+        for status in (None, "pending", "completed", "failed"):
+            have = [n for n in mine if status is None or status == ("completed" if n % 5 else "pending")]
+            tasks = await store.list_tasks("alice", now=now, agent_id=agent, status=status, limit=999)
+            assert [row.task_id for row in tasks.items] == [f"t{n}" for n in have]
+            assert tasks.total == len(have)
+    gone = 0
+    while swept := await store.sweep(now=now, tasks_ended_before=NOW, limit=7):
+        gone += swept
+    assert gone == 2 * (120 - len(seen))
+    assert (await store.list_sessions("alice", now=now)).total == len(seen)
+    await store.create_session(new_session("one-more", created_at=now), limit=len(seen) + 1)
+    with pytest.raises(RateLimited):
+        await store.create_session(new_session("too-many", created_at=now), limit=len(seen) + 1)
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------

@@ -47,11 +47,11 @@ class Gate:
 
     def __call__(self, connection: Connection) -> str:
         self._entered.set()
-        assert self._go.wait(5)
+        assert self._go.wait(60)
         return "through"
 
     async def entered(self) -> None:
-        assert await trio.to_thread.run_sync(self._entered.wait, 5)
+        assert await trio.to_thread.run_sync(self._entered.wait, 60)
 
     def open(self) -> None:
         self._go.set()
@@ -274,7 +274,7 @@ async def test_when_no_transaction_can_be_opened_all_hear_of_it_once_and_it_is_t
     def connect() -> Connection:
         attempts.append(1)
         entered.set()
-        assert go.wait(5)
+        assert go.wait(60)
         return bad.connect() if len(attempts) <= 2 else good.connect()
 
     writer = Writer(connect, sqlite.meaning)

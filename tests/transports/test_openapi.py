@@ -108,7 +108,7 @@ async def drive(url: str, folder: Path, *options: str) -> None:
         "--generation-database", "none", *options,
     ]
     # fmt: on
-    with trio.fail_after(120):
+    with trio.fail_after(300):
         done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout.decode()
 

@@ -201,9 +201,9 @@ def test_the_counted_depth_is_the_real_one(value: Any) -> None:
     ],
 )
 def test_a_megabyte_of_brackets_and_quotes_is_refused_quickly(data: bytes) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     refusal(data)
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
 
 
 @given(st.binary(max_size=80))

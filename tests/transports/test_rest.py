@@ -16,6 +16,8 @@ from hector_trio.transports.routes import NOT_FOUND
 from tests.engines import Steered, agent
 from tests.serving import serving, settings_of
 
+pytestmark = pytest.mark.usefixtures("either_rest")
+
 
 async def test_agents_are_listed_in_the_order_they_are_configured_in() -> None:
     async with (

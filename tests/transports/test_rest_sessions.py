@@ -13,6 +13,8 @@ from hector_trio.transports.rest_sessions import PatchBody, check_patch
 from tests.engines import Steered, agent
 from tests.serving import serving, settings_of
 
+pytestmark = pytest.mark.usefixtures("either_rest")
+
 
 async def new(client: httpx2.AsyncClient, **body: Any) -> httpx2.Response:
     response = await client.post("/sessions", json={"agentId": "assistant", **body})

@@ -13,6 +13,8 @@ from hector_trio.errors import RunError
 from tests.engines import Steered, agent
 from tests.serving import Served, serving, settings_of
 
+pytestmark = pytest.mark.usefixtures("either_rest")
+
 SIX = {"taskId", "seq", "chunkType", "content", "timestamp", "final"}
 
 

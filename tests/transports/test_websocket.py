@@ -16,6 +16,8 @@ from tests.serving import Served, serving, settings_of
 from tests.sockets import connect_raw, connected, raw, rejected
 from tests.test_frozen import serving_narrow
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 SIX = {"taskId", "seq", "chunkType", "content", "timestamp", "final"}
 
 
@@ -365,17 +367,6 @@ async def test_a_message_larger_than_allowed_closes_this_socket_with_1009_only()
             assert await peer.close_code() == 1009
         steered.let("one")
         assert (await other.read_to_final())[-1]["status"] == "completed"
-
-
-async def test_without_the_batch_extension_every_frame_is_sent_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a server that has only what ASGI has, the stream is the same."""
-    from hector_trio.transports import websocket
-
-    monkeypatch.setattr(websocket, "SEND_MANY", "not.there")
-    async with serving() as server, connected(server) as peer:
-        await peer.ask("Count to 30")
-        chunks = await peer.read_to_final()
-        assert [chunk["seq"] for chunk in chunks] == list(range(1, len(chunks) + 1))
 
 
 async def test_an_answer_repeats_only_little_of_what_a_client_says() -> None:

@@ -1,0 +1,214 @@
+"""How a socket reaches its client: message by message through Quart, or beside it where nobody looks at them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, Protocol, cast
+
+import trio
+from quart import Quart, Websocket
+from quart.signals import (
+    appcontext_popped,
+    appcontext_pushed,
+    appcontext_tearing_down,
+    got_websocket_exception,
+    websocket_finished,
+    websocket_received,
+    websocket_sent,
+    websocket_started,
+    websocket_tearing_down,
+)
+
+from hector_trio.observability import ROUTE
+from hector_trio.transports import Services
+from hector_trio.transports.guard import SUBPROTOCOL, local_path
+from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, Receive, Send
+
+SEND_MANY: Final = "hector.send_many"
+"""The ASGI scope extension of our connection class: the stream itself, see ``ServerStream``."""
+
+DIRECT: Final = "hector.direct"
+"""Key of the scope under which the server's stream stands when nothing lies between it and our application."""
+
+STREAM: Final = "/agents/{agentId}/stream"
+VIEW: Final = "stream"
+"""The name of its route on Quart."""
+_PATH: Final = re.compile(r"/agents/([^/]+)/stream\Z")
+
+_SIGNALS: Final = (
+    appcontext_popped,
+    appcontext_pushed,
+    appcontext_tearing_down,
+    got_websocket_exception,
+    websocket_finished,
+    websocket_received,
+    websocket_sent,
+    websocket_started,
+    websocket_tearing_down,
+)
+
+
+class ServerStream(Protocol):
+    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
+
+    full: bool
+
+    async def __call__(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
+
+    def send_now(self, payloads: list[bytes]) -> bool: ...
+
+    def corked(self) -> AbstractContextManager[None]: ...
+
+    def when_gone(self, tell: Callable[[int], None]) -> None: ...
+
+    def is_own(self, receive: object, send: object) -> bool: ...
+
+
+class Wire(Protocol):
+    """An accepted WebSocket."""
+
+    scope: dict[str, Any]
+    now: ServerStream | None
+    """Where frames can be sent without waiting, if they can."""
+
+    def tie(self, scope: trio.CancelScope) -> None:
+        """Has *scope* cancelled when the client has left, if whoever called has not been given one for that."""
+
+    async def receive(self) -> str | bytes: ...
+
+    async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
+
+    async def close(self, code: int) -> None: ...
+
+
+class QuartWire:
+    """Through Quart: each message is one ``websocket.send`` with its signals, and any middleware sees it."""
+
+    def __init__(self, websocket: Websocket) -> None:
+        self.scope = cast(dict[str, Any], websocket.scope)
+        self.now: ServerStream | None = None
+        self.receive = websocket.receive
+        self._websocket = websocket
+        stream: ServerStream | None = (self.scope.get("extensions") or {}).get(SEND_MANY)
+        self._corked: Callable[[], AbstractContextManager[None]] = nullcontext if stream is None else stream.corked
+
+    def tie(self, scope: trio.CancelScope) -> None:
+        """Quart's nursery around everything is cancelled."""
+
+    async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
+        send = self._websocket.send
+        with self._corked():
+            for payload in payloads:
+                await send(payload if binary else payload.decode())
+
+    async def close(self, code: int) -> None:
+        await self._websocket.close(code)
+
+
+class DirectWire:
+    """Beside Quart: frames go to the server's stream as they are."""
+
+    __slots__ = ("_gone", "_present", "_receive", "_send", "now", "scope", "send_many")
+
+    def __init__(self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.now: ServerStream | None = stream
+        self.send_many = stream
+        self._receive = receive
+        self._send = send
+        self._gone = False
+        self._present: trio.CancelScope | None = None
+        stream.when_gone(self._left)
+
+    def tie(self, scope: trio.CancelScope) -> None:
+        self._present = scope
+        if self._gone:
+            scope.cancel()
+
+    def _left(self, code: int) -> None:
+        self._gone = True
+        self.scope[CLOSE_CODE], self.scope[LEFT_AT] = code, trio.current_time()
+        if self._present is not None:
+            self._present.cancel()
+
+    async def receive(self) -> str | bytes:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            await trio.sleep_forever()  # whoever was told of it cancels this
+        data: bytes | None = message.get("bytes")
+        text: str = message.get("text")
+        return text if data is None else data
+
+    async def close(self, code: int) -> None:
+        await self._send({"type": "websocket.close", "code": code, "reason": ""})
+
+
+Serve = Callable[[Wire, str], Any]
+
+
+class Shortcut:
+    """An ASGI application before Quart's: serves an agent's stream itself, if that makes no difference but time.
+
+    It does not when the route has hooks, signals' receivers, or error handlers that are not ours, or when something
+    stands between the server and the application; and whatever is to be refused, Quart refuses.
+    """
+
+    def __init__(self, quart: Quart, services: Services, serve: Serve) -> None:
+        """Made when everything of ours is on ``quart``: what is there now is what makes no difference."""
+        self._quart = quart
+        self._services = services
+        self._serve = serve
+        self._ours = _hooks(quart)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        stream: ServerStream | None = scope.get(DIRECT)
+        if stream is not None and (agent_id := self._agent_of(scope)) is not None:
+            await self._serve_stream(scope, stream, receive, send, agent_id)
+        else:
+            await self._quart(scope, receive, send)  # type: ignore[arg-type]
+
+    def _agent_of(self, scope: dict[str, Any]) -> str | None:
+        match = _PATH.match(local_path(scope))
+        engine = self._services.engine
+        if match is None or match[1] not in engine.agents or engine.draining:
+            return None
+        if self._services.metrics.open_streams("websocket") >= self._services.settings.limits.sockets:
+            return None
+        return match[1] if _hooks(self._quart) == self._ours else None
+
+    async def _serve_stream(
+        self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send, agent_id: str
+    ) -> None:
+        scope[ROUTE] = STREAM
+        await receive()  # websocket.connect
+        wire = DirectWire(scope, stream, receive, send)
+        await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
+        await self._serve(wire, agent_id)
+
+
+def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Notes in the scope of a WebSocket whether it comes from our connection class with nothing in between."""
+    stream: ServerStream | None = (scope.get("extensions") or {}).get(SEND_MANY)
+    if stream is not None and stream.is_own(receive, send):
+        scope[DIRECT] = stream
+
+
+def _hooks(quart: Quart) -> tuple[int, ...]:
+    """How many of each kind there are of what can see or change what happens on a WebSocket."""
+    registries: tuple[dict[Any, list[Any]], ...] = (
+        quart.before_websocket_funcs,
+        quart.after_websocket_funcs,
+        quart.teardown_websocket_funcs,
+        quart.url_value_preprocessors,
+    )
+    return (
+        *(sum(map(len, registry.values())) for registry in registries),
+        *(len(signal.receivers) for signal in _SIGNALS),
+        len(quart.teardown_appcontext_funcs),
+        id(quart.view_functions.get(VIEW)),
+        "asgi_app" in vars(quart),
+        "handle_websocket" in vars(quart),
+        sum(len(by_type) for spec in quart.error_handler_spec.values() for by_type in spec.values()),
+    )
