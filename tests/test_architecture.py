@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
 CORE = {"errors", "config", "models", "task", "session", "sse"}
-WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads"}
+WORK = {"log", "turns", "runs", "engine", "agents", "outgoing", "providers", "stores", "tree", "uploads"}
 EDGE = {
-    "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "http1", "observability",
-    "server", "transports",
+    "__init__", "__main__", "asgi", "auth", "claims", "cli", "client", "connection", "frames", "hector", "http1",
+    "jwks", "observability", "server", "transports",
 }  # fmt: skip
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
