@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
@@ -54,6 +54,9 @@ from hector_trio.transports.rest import add_routes
 from hector_trio.transports.websocket import add_websocket
 from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
+
+if TYPE_CHECKING:
+    from hector_trio.jwks import Jwks
 
 CLOSING_LIMIT: Final = 3.0
 """Seconds that connections are given to finish after the drain."""
@@ -103,14 +106,17 @@ async def open_app(
         if settings.push.enabled:
             push = await stack.enter_async_context(open_push(engine, settings.push, observer=metrics))
             metrics.watch_push(push)
+        issuer = await stack.enter_async_context(_open_issuer(settings))
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
         nursery.start_soon(uploads.sweep_for_ever)
+        if issuer is not None:
+            nursery.start_soon(issuer.refresh_for_ever)
         services = Services(
             engine,
             uploads,
             settings,
-            Authenticator(settings.auth),
+            Authenticator(settings.auth, issuer),
             metrics,
             _only_loopback(settings.server),
             watch,
@@ -265,6 +271,19 @@ def _open_store(settings: Settings, instance: str, metrics: Metrics) -> Abstract
     return open_sql(
         settings.store.url, durability=settings.store.durability, instance=instance, on_commit=metrics.committed
     )
+
+
+@asynccontextmanager
+async def _open_issuer(settings: Settings) -> AsyncIterator[Jwks | None]:
+    if settings.auth.jwt is None:
+        yield None
+        return
+    try:
+        from hector_trio.jwks import open_jwks
+    except ImportError as error:
+        raise ConfigError(f'auth.jwt needs {error.name}: pip install "hector_trio[jwt]"') from error
+    async with open_jwks(settings.auth.jwt) as jwks:
+        yield jwks
 
 
 def _used_llms(settings: Settings) -> dict[str, Llm]:
@@ -630,7 +649,7 @@ def announcement(settings: Settings, serving: Serving) -> str:
         agent_id = settings.default_agent or ""
         if agent_id not in agents:
             agent_id = next(iter(agents))
-        token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
+        token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.required else ""
         place = f"{url}/agents/{agent_id}/tasks"
         if url.startswith("unix:"):
             place = f"--unix-socket {url[5:]} http://localhost/agents/{agent_id}/tasks"

@@ -13,11 +13,12 @@ TESTS = Path(__file__).parent
 
 CORE = {"a2a", "errors", "config", "models", "task", "session", "sse", "reach", "waiting"}
 WORK = {
-    "log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads", "push", "updates", "webhook",
+    "log", "turns", "runs", "engine", "agents", "outgoing", "providers", "stores", "tree", "uploads", "push", "updates",
+    "webhook",
 }  # fmt: skip
 EDGE = {
-    "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "http1", "observability",
-    "server", "transports",
+    "__init__", "__main__", "asgi", "auth", "claims", "cli", "client", "connection", "frames", "hector", "http1",
+    "jwks", "observability", "server", "transports",
 }  # fmt: skip
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}

@@ -467,6 +467,47 @@ def test_a_complaint_never_repeats_a_secret() -> None:
     assert "key with" not in said
 
 
+JWT = "auth: {jwt: {issuer: i, audience: a, jwks_url: 'https://x.example/k?p=1'%s}}\n" + AGENTS
+
+
+def test_an_issuer_of_tokens_is_declared_by_three_keys() -> None:
+    jwt = read(JWT % "").auth.jwt
+    assert jwt is not None
+    assert (jwt.audience, jwt.algorithms, jwt.owner_claim) == (["a"], ["RS256", "ES256", "EdDSA"], "sub")
+    assert read(JWT % "").auth.required
+    assert not read(AGENTS).auth.required
+    check_exposure(read("server: {host: 0.0.0.0}\n" + JWT % ""))
+    read("auth: {jwt: {issuer: i, audience: a, jwks_url: 'http://127.0.0.1:1/k'}}\n" + AGENTS)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (", algorithms: [HS256]", "auth.jwt.algorithms[0]: expected one of RS256"),
+        (", algorithms: [none]", "auth.jwt.algorithms[0]: expected one of RS256"),
+        (", algorithms: []", "auth.jwt.algorithms: the list is empty"),
+        (", jwks_file: k.json", "auth.jwt: say where the keys are"),
+        (", leeway: 601", "auth.jwt.leeway"),
+    ],
+)
+def test_an_issuer_that_could_not_be_believed_is_refused(more: str, says: str) -> None:
+    assert says in complaint(JWT % more)
+
+
+def test_the_keys_of_an_issuer_are_fetched_where_nobody_can_change_them() -> None:
+    text = "auth: {jwt: {issuer: i, audience: a, %s}}\n" + AGENTS
+    assert "would fetch the keys unprotected" in complaint(text % "jwks_url: 'http://login.example.com/k'")
+    assert "is no https address" in complaint(text % "jwks_url: login.example.com")
+    assert "say where the keys are" in complaint(text % "leeway: 1")
+    assert "issuer: is missing" in complaint("auth: {jwt: {audience: a}}\n" + AGENTS)
+
+
+def test_a_missing_file_of_keys_is_told_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("auth: {jwt: {issuer: i, audience: a, jwks_file: keys.json}}\n" + AGENTS)
+    with pytest.raises(ConfigError, match=r"auth\.jwt\.jwks_file: there is no file .*keys\.json"):
+        load_file(str(tmp_path / "c.yaml"), {})
+
+
 def test_the_settings_know_their_secrets() -> None:
     text = (
         "auth: {tokens: [{name: a, token: aaaaaaaaaaaaaaaa}]}\n"

@@ -195,6 +195,7 @@ OURS: Final[dict[str, type[A2AError]]] = {
     "start_failed": InternalError,
     "config_invalid": InternalError,
     "store_unavailable": UnavailableError,
+    "keys_unavailable": UnavailableError,
     "draining": UnavailableError,
 }
 """Total: what every code of our own tree of errors is in A2A (a test walks it)."""

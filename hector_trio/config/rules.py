@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from hector_trio.config.checks import is_loopback
 from hector_trio.config.settings import (
+    Jwt,
     OpenAiLlm,
     PushSettings,
     PythonAgent,
@@ -94,6 +96,21 @@ def _check_url(text: str) -> str | None:
     return None if good else f"{text!r} is no http(s) address, such as https://hector.example.com"
 
 
+def _check_jwks_url(text: str) -> str | None:
+    """Whoever can change the keys on their way can sign as anybody."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        good = bool(host) and (parts.port or 1) > 0 and not parts.fragment and _VISIBLE.match(text) is not None
+    except ValueError:
+        good = False
+    if not good or parts.scheme not in ("http", "https"):
+        return f"{text!r} is no https address, such as https://login.example.com/.well-known/jwks.json"
+    if parts.scheme == "http" and not is_loopback(host):
+        return f"{text!r} would fetch the keys unprotected; use https, or a file (jwks_file)"
+    return None
+
+
 def _check_root_path(text: str) -> str | None:
     if text == "" or (text.startswith("/") and _VISIBLE.match(text) and not set("?#") & set(text)):
         return None
@@ -175,6 +192,12 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (PushSettings, "allow"): _check_allowed_webhook,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
+    (Jwt, "issuer"): _check_text,
+    (Jwt, "audience"): _check_text,
+    (Jwt, "jwks_url"): _check_jwks_url,
+    (Jwt, "jwks_file"): _check_path,
+    (Jwt, "owner_claim"): _check_text,
+    (Jwt, "role_claim"): _check_text,
     (OpenAiLlm, "model"): _check_text,
     (OpenAiLlm, "base_url"): _check_url,
     (OpenAiLlm, "api_key"): _check_key,
@@ -195,6 +218,7 @@ PATHS = {
     (Tls, "key"),
     (StoreSettings, "url"),
     (UploadSettings, "path"),
+    (Jwt, "jwks_file"),
     (PythonAgent, "function"),
 }
 

@@ -54,7 +54,7 @@ class Server(Struct, frozen=True):
     """Where the server listens, and whom it believes."""
 
     host: list[str] = field(default_factory=lambda: ["127.0.0.1", "::1"])
-    """Addresses to listen on, one or a list. Anything but loopback needs ``auth.tokens`` or ``insecure``."""
+    """Addresses to listen on, one or a list. Anything but loopback needs ``auth`` or ``insecure``."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     """TCP port; 0: any free one."""
     uds: str | None = None
@@ -217,11 +217,47 @@ class Token(Struct, frozen=True):
     """``viewer`` reads, ``user`` also runs and changes, ``admin`` also sees ``/metrics``. Each sees its own things."""
 
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class Jwt(Struct, frozen=True):
+    """Also accept JSON Web Tokens of this issuer (needs the extra: ``pip install "hector_trio[jwt]"``)."""
+
+    issuer: str
+    """What a token must have as ``iss``, to the letter."""
+    audience: list[str]
+    """What a token must have among its ``aud``, one or a list."""
+    jwks_url: str | None = None
+    """Address of the issuer's public keys (a JSON Web Key Set); https, or http on this machine."""
+    jwks_file: str | None = None
+    """File of the keys instead; it is read again like an address, so replacing it replaces the keys."""
+    algorithms: list[Algorithm] = field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
+    """Signatures that are accepted. Those made with a shared secret (HS256 and its like) cannot be."""
+    owner_claim: str = "sub"
+    """Claim that names the owner, as ``tokens[].name`` does. Take one that is unique and not chosen by its holder."""
+    role_claim: str | None = None
+    """Claim that holds the role, one or a list, the mightiest counts; a dot leads into an object: ``realm.roles``."""
+    role: Literal["admin", "user", "viewer"] = "user"
+    """The role of those whose token names none."""
+    leeway: Annotated[float, Meta(ge=0, le=600)] = 30.0
+    """Seconds that the issuer's clock may differ from ours."""
+    refresh: Seconds = 300.0
+    """Seconds after which the keys are fetched again; a token with an unknown key has them fetched at once."""
+    keep: Seconds = 86400.0
+    """Seconds that fetched keys are good for while their address does not answer; then tokens get 503."""
+
+
 class Auth(Struct, frozen=True):
     """Who may call. Without tokens, whoever can reach the port."""
 
     tokens: list[Token] = field(default_factory=list)
-    """Bearer tokens that are accepted; with none, everybody is the same local user."""
+    """Bearer tokens that are accepted; with none, and no ``jwt``, everybody is the same local user."""
+    jwt: Jwt | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a token at all."""
+        return bool(self.tokens) or self.jwt is not None
 
 
 class DemoLlm(Struct, frozen=True, tag="demo", tag_field="type"):

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from hector_trio.auth import Principal, cors_origin, forwarded, host_allowed, origin_allowed, trusted_peer
-from hector_trio.errors import Forbidden, HectorError, InvalidRequest, PayloadTooLarge, Unauthorized
+from hector_trio.errors import Forbidden, HectorError, InvalidRequest, KeysUnavailable, PayloadTooLarge, Unauthorized
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
@@ -98,7 +98,7 @@ class Guard:
             if is_preflight(scope, headers):
                 await exchange.send_whole(204, preflight(headers))
                 return False
-            scope[PRINCIPAL], scope[SUBPROTOCOL] = self._authenticate(scope, headers)
+            scope[PRINCIPAL], scope[SUBPROTOCOL] = await self._authenticate(scope, headers)
             self._check_length(headers, streamed=scope.get(STREAMED, False))
         except HectorError as error:
             await exchange.refuse(scope, error)
@@ -124,12 +124,12 @@ class Guard:
             raise Forbidden("Pages of this origin may not ask this server; the server's log says how to allow it")
         return cors_origin(origin, scheme=scope["scheme"], host_header=host, allow_origins=allowed)
 
-    def _authenticate(self, scope: Message, headers: Headers) -> tuple[Principal, str | None]:
+    async def _authenticate(self, scope: Message, headers: Headers) -> tuple[Principal, str | None]:
         try:
-            return self._services.authenticator.authenticate(
+            return await self._services.authenticator.authenticate(
                 headers.one(b"authorization"), scope.get("subprotocols") or ()
             )
-        except Unauthorized:
+        except (Unauthorized, KeysUnavailable):
             if is_public(local_path(scope)):
                 return NOBODY, None
             raise

@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from hector_trio.a2a import errors
 from hector_trio.auth import CHALLENGE
-from hector_trio.errors import HectorError
+from hector_trio.errors import HectorError, InvalidToken
 from hector_trio.log import now_ms
 from hector_trio.models import Chunk, Problem, encode, timestamp
 
@@ -45,6 +45,7 @@ STATUS: Final[dict[str, int]] = {
     "start_failed": 500,
     "config_invalid": 500,
     "store_unavailable": 503,
+    "keys_unavailable": 503,
     "draining": 503,
 }
 """Total: every code of the tree of errors stands here (a test walks it)."""
@@ -87,7 +88,8 @@ def headers_of(error: HectorError, instance: str = "") -> dict[str, str]:
     if seconds is not None:
         headers["Retry-After"] = str(seconds)
     if status == 401:
-        headers["WWW-Authenticate"] = CHALLENGE
+        refused = f', error="invalid_token", error_description="{error.detail}"'
+        headers["WWW-Authenticate"] = CHALLENGE + (refused if isinstance(error, InvalidToken) else "")
     return headers
 
 

@@ -68,7 +68,7 @@ async def get_agent(call: Call) -> Reply:
 
 
 def _auth(call: Call) -> dict[str, Any]:
-    return {"type": "bearer"} if call.services.settings.auth.tokens else {"type": "none"}
+    return {"type": "bearer"} if call.services.settings.auth.required else {"type": "none"}
 
 
 def card(info: AgentInfo, base: str, auth: dict[str, Any]) -> AgentCard:

@@ -164,6 +164,11 @@ class Call:
         return self.principal.owner
 
     @property
+    def until(self) -> float:
+        """``trio.current_time()`` at which the caller's token expires, and a stream with it."""
+        return trio.current_time() + self.principal.seconds_left
+
+    @property
     def client(self) -> str | None:
         """The address of the client, as a trusted proxy has told it; ``None``: it is on the Unix socket."""
         address = self._scope.get("client")
