@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
-CORE = {"errors", "config", "models", "task", "session", "sse"}
+CORE = {"a2a", "errors", "config", "models", "task", "session", "sse"}
 WORK = {"log", "turns", "runs", "engine", "agents", "outgoing", "providers", "stores", "tree", "uploads"}
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "claims", "cli", "client", "connection", "frames", "hector", "jwks",
