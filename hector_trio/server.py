@@ -46,11 +46,13 @@ from hector_trio.transports import Services
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.websocket import add_websocket
 from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
 if TYPE_CHECKING:
+    from hector_trio.a2a.signing import CardSigner
     from hector_trio.jwks import Jwks
 
 CLOSING_LIMIT: Final = 3.0
@@ -91,6 +93,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
             open_engine(store, served, settings, instance=instance, observer=metrics, uploads=uploads)
         )
         metrics.watch(engine, store, connection.statistics)
+        signer = _card_signer(settings.server)
         issuer = await stack.enter_async_context(_open_issuer(settings))
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
@@ -105,6 +108,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
             metrics,
             _only_loopback(settings.server),
             watch,
+            signer,
         )
         try:
             yield App(services)
@@ -248,6 +252,20 @@ def _open_store(settings: Settings, instance: str, metrics: Metrics) -> Abstract
     return open_sql(
         settings.store.url, durability=settings.store.durability, instance=instance, on_commit=metrics.committed
     )
+
+
+def _card_signer(server: Server) -> CardSigner | None:
+    if server.card_key is None or server.base_url is None:
+        return None
+    try:
+        from hector_trio.a2a.signing import CardSigner
+    except ImportError as error:
+        raise ConfigError(f'server.card_key needs {error.name}: pip install "hector_trio[jwt]"') from error
+    try:
+        return CardSigner(Path(server.card_key).read_bytes(), server.base_url + KEYS_PATH)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"server.card_key: cannot use {server.card_key}: {reason}") from error
 
 
 @asynccontextmanager

@@ -169,6 +169,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Server, "uds"): _check_path,
     (Server, "root_path"): _check_root_path,
     (Server, "base_url"): _check_url,
+    (Server, "card_key"): _check_path,
     (Server, "trusted_proxies"): _check_proxy,
     (Server, "allow_origins"): _check_origin,
     (Server, "allowed_hosts"): _check_allowed_host,
@@ -200,6 +201,7 @@ SPELLED: dict[tuple[type, str], Callable[[str], str]] = {
 """Of several ways to say the same, the one that the settings hold."""
 PATHS = {
     (Server, "uds"),
+    (Server, "card_key"),
     (Tls, "cert"),
     (Tls, "key"),
     (StoreSettings, "url"),

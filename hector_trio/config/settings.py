@@ -66,6 +66,8 @@ class Server(Struct, frozen=True):
     """Prefix under which a proxy publishes this server, such as ``/hector``."""
     base_url: str | None = None
     """The server's public address in agent cards; without it cards follow the request's (trusted) host."""
+    card_key: str | None = None
+    """File of a private key (PEM) that signs the A2A cards; needs ``base_url`` and the extra ``jwt``."""
     trusted_proxies: list[str] = field(default_factory=list)
     """Addresses or networks whose ``X-Forwarded-*`` count; ``unix``: whoever is on the Unix socket; ``*``: all."""
     allow_origins: list[str] = field(default_factory=list)

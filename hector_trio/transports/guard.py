@@ -16,6 +16,7 @@ from hector_trio.observability import access_log
 from hector_trio.transports import Services
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.routes import PRINCIPAL, REQUEST_ID
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
@@ -238,8 +239,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, and what watches the server's health."""
-    return path == "/" or path.startswith(("/health/", "/assets/"))
+    """Whether anybody may ask without credentials: the page, its assets, keys, and what watches the health."""
+    return path in ("/", KEYS_PATH) or path.startswith(("/health/", "/assets/"))
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:
