@@ -69,19 +69,24 @@ class _Connecting:
 
 @asynccontextmanager
 async def parts_of(response: httpx2.Response) -> AsyncIterator[AsyncGenerator[bytes]]:
-    """The response's body as it arrives.
-
-    Leaving before its end unwinds httpx2's chain of generators with a read that is cancelled: closing the outermost
-    leaves an inner one to the garbage collector.
-    """
+    """The response's body as it arrives; left as ``leave`` does."""
     parts = response.aiter_raw()
     try:
         yield parts
     finally:
-        with trio.CancelScope(shield=True) as leaving, suppress(httpx2.HTTPError):
-            leaving.cancel()
-            async for _ in parts:
-                pass  # what had arrived before the cancel
+        await leave(parts)
+
+
+async def leave(parts: AsyncGenerator[bytes]) -> None:
+    """Ends the reading of a body, wherever it is.
+
+    Unwinds httpx2's chain of generators with a read that is cancelled: closing the outermost leaves an inner one to the
+    garbage collector.
+    """
+    with trio.CancelScope(shield=True) as leaving, suppress(httpx2.HTTPError):
+        leaving.cancel()
+        async for _ in parts:
+            pass  # what had arrived before the cancel
 
 
 async def drain(parts: AsyncGenerator[bytes]) -> None:

@@ -24,11 +24,13 @@ from hector_trio import __version__, connection
 from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.llm import LlmAgent
+from hector_trio.agents.remote import open_remote
 from hector_trio.auth import Authenticator
 from hector_trio.config import (
     DemoLlm,
     Llm,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     check_exposure,
@@ -85,7 +87,7 @@ async def open_app(settings: Settings, agents: Mapping[str, Agent] | None = None
         if watch is not None:
             models = {name: watch.provider(model) for name, model in models.items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
-        served = {**_configured(settings, models), **(agents or {})}
+        served = {**await _configured(settings, models, stack), **(agents or {})}
         for agent in served.values():
             if isinstance(agent, FunctionAgent):
                 agent.limiter = limiter
@@ -297,7 +299,7 @@ async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
         yield provider
 
 
-def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str, Agent]:
+async def _configured(settings: Settings, models: Mapping[str, Provider], stack: AsyncExitStack) -> dict[str, Agent]:
     agents: dict[str, Agent] = {}
     for agent_id, each in settings.agents.items():
         info = AgentInfo(
@@ -311,6 +313,8 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
+        elif isinstance(each, RemoteAgent):
+            agents[agent_id] = await stack.enter_async_context(open_remote(info, each))
         else:
             agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)
     return agents

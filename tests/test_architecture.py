@@ -20,7 +20,7 @@ EDGE = {
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
-    "server", "connection", "engine", "observability", "client/stream", "client/websocket", "cli",
+    "server", "connection", "engine", "agents/remote", "observability", "client/stream", "client/websocket", "cli",
     "transports/websocket", "transports/sse", "transports/quart_app",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -308,7 +308,36 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     """Anything else for the card."""
 
 
-AgentSettings = LlmAgent | PythonAgent
+class RemoteAgent(Struct, frozen=True, tag="a2a", tag_field="type"):
+    """An agent somewhere else, over A2A 1.0 or 0.3."""
+
+    url: str
+    """Address of the agent or of its card; without a card there, ``/.well-known/agent-card.json`` is looked for."""
+    token: str | None = None
+    """Bearer token for it, sent to the origin of ``url`` only; take it from the environment: ``${NAME}``."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of each request to it, such as an API key; sent like the token."""
+    connect_timeout: Seconds = 10.0
+    """Seconds that connecting to it may take."""
+    read_timeout: Seconds = 60.0
+    """Seconds without a byte from it, after which a stream is taken up again and any other request has failed."""
+    max_connections: Count = 100
+    """Connections to it at once."""
+    name: str | None = None
+    """Name on the card; left out: the agent's id."""
+    description: str = ""
+    """What the card says the agent does."""
+    version: str = "1.0.0"
+    """Version on the card, in quotes."""
+    grace: Span | None = None
+    """``tasks.grace`` of this agent; left out: the server's."""
+    max_grace: Span | None = None
+    """``tasks.max_grace`` of this agent; left out: the server's."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else for the card."""
+
+
+AgentSettings = LlmAgent | PythonAgent | RemoteAgent
 
 
 class Settings(Struct, frozen=True):
