@@ -45,6 +45,7 @@ from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.stores import Store
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
@@ -126,6 +127,7 @@ class App:
         quart = HectorQuart("hector_trio")
         add_routes(quart, services)
         add_websocket(quart, services)
+        add_a2a(quart, services)
         self._asgi = Guard(quart, services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -310,6 +312,8 @@ async def _configured(settings: Settings, models: Mapping[str, Provider], stack:
             metadata=each.metadata,
             grace=each.grace,
             max_grace=each.max_grace,
+            replies=isinstance(each, PythonAgent) and each.replies,
+            a2a=each.a2a,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))

@@ -456,7 +456,7 @@ def take_back_a_migration(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         if "bodies" not in tables or database.execute("SELECT version_num FROM alembic_version").fetchone() != (
-            "0002",
+            "0003",
         ):
             return
         if database.execute("SELECT count(*) FROM bodies WHERE question IS NOT NULL").fetchone() == (0,):

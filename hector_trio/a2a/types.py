@@ -1,7 +1,7 @@
 """The data model of A2A 1.0 (specification 4, a2a.proto) as ProtoJSON: what is read, and what is written.
 
-Unknown fields are ignored (5.7), enums are their full names (5.5), times are RFC 3339 in UTC (5.6.1), bytes base64. What
-is not set is left out when it is written.
+Unknown fields are ignored (5.7), enums are their full names (5.5), times are RFC 3339 in UTC (5.6.1), bytes base64.
+What is not set is left out when it is written.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ from hector_trio.config.environment import Overrides, from_environment, variable
 from hector_trio.config.loading import default_settings, load, load_file
 from hector_trio.config.rules import secrets
 from hector_trio.config.settings import (
+    A2a,
+    A2aExtension,
+    A2aSkill,
     AgentSettings,
     Auth,
     DemoLlm,
@@ -27,6 +30,9 @@ from hector_trio.config.settings import (
 )
 
 __all__ = [
+    "A2a",
+    "A2aExtension",
+    "A2aSkill",
     "AgentSettings",
     "Auth",
     "DemoLlm",

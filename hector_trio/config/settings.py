@@ -266,6 +266,67 @@ class OpenAiLlm(Struct, frozen=True, tag="openai", tag_field="type"):
 Llm = DemoLlm | OpenAiLlm
 
 
+class A2aSkill(Struct, frozen=True):
+    """One thing that an agent is good at, as its A2A card says it."""
+
+    id: str
+    """Unique among the agent's skills."""
+    name: str
+    """For people."""
+    description: str
+    """What it does."""
+    tags: list[str]
+    """Words to find it by, one at least."""
+    examples: list[str] = field(default_factory=list)
+    """Prompts that it answers."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: the agent's."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: the agent's."""
+
+
+class A2aExtension(Struct, frozen=True):
+    """An A2A extension that an agent offers or asks for."""
+
+    uri: str
+    """Its name."""
+    description: str = ""
+    """How the agent uses it."""
+    required: bool = False
+    """Refuse clients that do not declare it."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """What it wants to have said about it."""
+
+
+class A2a(Struct, frozen=True):
+    """What an agent's A2A card says, and with that what it does."""
+
+    streaming: bool = True
+    """Whether clients may stream and subscribe."""
+    push: bool = True
+    """Whether clients may have push notifications."""
+    skills: list[A2aSkill] = field(default_factory=list)
+    """What it is good at; left out: one skill, which is the agent itself."""
+    extended_skills: list[A2aSkill] = field(default_factory=list)
+    """Further skills that only the card for authenticated clients shows."""
+    extensions: list[A2aExtension] = field(default_factory=list)
+    """Extensions that it offers or asks for."""
+    resume: bool = True
+    """Whether streams can be resumed by number (an extension of ours)."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: text/plain and application/json."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: text/plain and application/json."""
+    provider: str | None = None
+    """Who provides it."""
+    provider_url: str | None = None
+    """The provider's address."""
+    documentation_url: str | None = None
+    """Where it is described."""
+    icon_url: str | None = None
+    """Its picture."""
+
+
 class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """An agent that hands the conversation to a model."""
 
@@ -287,6 +348,7 @@ class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
@@ -306,6 +368,9 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    replies: bool = False
+    """Whether it may answer with a bare A2A message (``ctx.reply``)."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 class RemoteAgent(Struct, frozen=True, tag="a2a", tag_field="type"):

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hector_trio.models import Content, Status, TaskError
 from hector_trio.session import MessageRow, SessionRow
-from hector_trio.task import Question, TaskRow
+from hector_trio.task import Mark, Question, TaskRow
 
 T = TypeVar("T")
 
@@ -69,6 +69,10 @@ class Accepted(Struct, frozen=True):
     task: TaskRow
 
 
+State = tuple[Status, Mark | None]
+"""A status and what it does not say."""
+
+
 class Change(Struct, frozen=True):
     """What a task's row becomes in the transaction that appends."""
 
@@ -77,6 +81,13 @@ class Change(Struct, frozen=True):
     error: TaskError | None = None
     ended_at: int | None = None
     question: Question | None = None
+    at: int | None = None
+    """When the status began; left out: when the task ended, else as before."""
+    mark: Mark | None = None
+
+    @property
+    def status_at(self) -> int | None:
+        return self.ended_at if self.at is None else self.at
 
 
 class Append(Struct, frozen=True):
@@ -169,6 +180,27 @@ class Store(Protocol):
         token: str = "",
     ) -> Page[TaskRow]:
         """Newest first. Raises InvalidRequest for a token that is not one of ours."""
+
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        """Those whose status changed last come first. ``states``: only these, a status and its mark; ``since``: only
+        those that came into their status then or later. Not those that were answered by a bare message. Raises
+        InvalidRequest for a token that is not one of ours."""
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        """The last ``limit`` lines that a task added to its session's conversation, with their originals, or as many
+        of them as have no more than ``limit_bytes`` together, but the newest in any case; oldest first."""
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         """Removes an ended task and its log: for everybody at once, from the disk by and by. Raises TaskNotFound,

@@ -34,6 +34,7 @@ from hector_trio.stores import (
     NewTask,
     Page,
     Segment,
+    State,
     StoreStatistics,
 )
 from hector_trio.stores.rules import (
@@ -43,6 +44,8 @@ from hector_trio.stores.rules import (
     next_name,
     page_position,
     page_token,
+    pair_position,
+    pair_token,
     patched,
     split_name,
     text_of,
@@ -151,6 +154,7 @@ class MemoryStore:
             metadata=metadata,
             created_at=new.created_at,
             session_id=new.session_id,
+            status_at=new.created_at,
         )
         self._next_task += 1
         self._tasks[row.key] = _Task(row, session)
@@ -192,6 +196,8 @@ class MemoryStore:
                     error=change.error,
                     ended_at=change.ended_at,
                     question=change.question,
+                    status_at=task.row.status_at if change.status_at is None else change.status_at,
+                    mark=change.mark,
                 )
                 if change.ended_at is not None:
                     self._unpruned[append.key] = task
@@ -258,6 +264,49 @@ class MemoryStore:
         rest = (row for row in reversed(rows) if position is None or row.key < position)
         page, more = fitting(rest, _task_size, limit, limit_bytes)
         return Page([_task_out(row) for row in page], len(rows), page_token(page[-1].key, question) if more else "")
+
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        question = ("recent", owner, agent_id, session_id, sorted(states, key=str), since)
+        before = pair_position(token, question)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        at = time_of(now)
+        rows = [
+            row
+            for row, session in (
+                (self._tasks[key].row, self._tasks[key].session) for key in self._lists.get((owner, agent_id), ())
+            )
+            if row.mark != "reply"
+            and session_id in (None, row.session_id)
+            and (not states or (row.status, row.mark) in states)
+            and (since is None or row.status_at >= since)
+            and not self._is_gone(session, at)
+        ]
+        rows.sort(key=lambda row: (row.status_at, row.key), reverse=True)
+        rest = (row for row in rows if before is None or (row.status_at, row.key) < before)
+        page, more = fitting(rest, _task_size, limit, limit_bytes)
+        token = pair_token(page[-1].status_at, page[-1].key, question) if more else ""
+        return Page([_task_out(row) for row in page], len(rows), token)
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = self._tasks.get(key)
+        if task is None or task.session is None:
+            return []
+        lines = (line for line in reversed(task.session.messages) if line[0] == key)
+        found, _ = fitting(lines, lambda line: _line_size(line) + len(line[1].original or b""), limit, limit_bytes)
+        return [replace(self._message_out(*line), original=line[1].original) for line in reversed(found)]
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._begin()
@@ -512,7 +561,7 @@ class MemoryStore:
         # a task that was replaced has another name by now
         task = self._tasks.get(task_key)
         name = message.task_id if task is None else task.row.task_id
-        return replace(message, task_id=name, content=_copy(message.content))
+        return replace(message, task_id=name, content=_copy(message.content), original=None)
 
 
 def _copy(value: Any) -> Any:

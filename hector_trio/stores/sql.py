@@ -26,6 +26,7 @@ from hector_trio.stores import (
     NewTask,
     Page,
     Segment,
+    State,
     StoreStatistics,
     sql_removal,
     sql_sessions,
@@ -225,6 +226,26 @@ class SqlStore:
     ) -> Page[TaskRow]:
         listing = sql_tasks.Listing(owner, time_of(now), agent_id, session_id, status, limit, limit_bytes, token)
         return await self._read(listing.read)
+
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        at = time_of(now)
+        listing = sql_tasks.Recent(owner, at, agent_id, session_id, states, since, limit, limit_bytes, token)
+        return await self._read(listing.read)
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        return await self._read(lambda connection: sql_sessions.of_task(connection, key, limit, limit_bytes))
 
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._writer.run(lambda c: sql_tasks.remove(c, owner, agent_id, task_id))

@@ -14,6 +14,7 @@ from hector_trio.errors import Forbidden, HectorError, InvalidRequest, KeysUnava
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.rest_keys import KEYS_PATH
@@ -239,8 +240,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, keys, and what watches the health."""
-    return path in ("/", KEYS_PATH) or path.startswith(("/health/", "/assets/"))
+    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards, keys."""
+    return path in ("/", KEYS_PATH) or path.startswith(("/health/", "/assets/")) or is_card(path)
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:
