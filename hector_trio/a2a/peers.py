@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from hector_trio.a2a.bindings import Binding, binding_of
+from hector_trio.a2a.cards import RESUME
 from hector_trio.a2a.dialects import Current, Dialect, Garbage, OldHttp, OldJsonRpc
 from hector_trio.a2a.types import AgentInterface
-
-CARD_PATH: Final = "/.well-known/agent-card.json"
-
-RESUME: Final = "urn:hector-trio:a2a:resume:v1"
-"""The extension by which a stream goes on behind the last event that a client has."""
 
 
 class Interface(NamedTuple):

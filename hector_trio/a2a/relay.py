@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Struct, field
+from msgspec import Struct, field
 
-from hector_trio.a2a.types import Artifact, Message, Part, StreamResponse, Task, TaskArtifactUpdateEvent, TaskStatus
+from hector_trio.a2a.types import (
+    Artifact,
+    Message,
+    Part,
+    StreamResponse,
+    Task,
+    TaskArtifactUpdateEvent,
+    TaskStatus,
+    is_unset,
+)
 
 MAX_ARTIFACTS = 10_000
 """Artifacts of one task that are told apart; those beyond may come again after a cut."""
@@ -200,6 +209,6 @@ def content_of(message: Message) -> Any:
     """A message as text, or, where it is more than text, as the JSON of its parts."""
     if all(part.text is not None for part in message.parts):
         return "\n".join(part.text or "" for part in message.parts)
-    if len(message.parts) == 1 and message.parts[0].data is not UNSET:
+    if len(message.parts) == 1 and not is_unset(message.parts[0].data):
         return message.parts[0].data
     return msgspec.to_builtins(message.parts)

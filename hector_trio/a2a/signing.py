@@ -22,6 +22,9 @@ from hector_trio.a2a.types import AgentCard
 MAX_INTEGER: Final = 2**53 - 1
 """Beyond it an integer is not the same in every program that reads JSON (RFC 8785, 3.2.2.3)."""
 
+MAX_MADE: Final = 1024
+"""Signatures that are remembered."""
+
 _CURVES: Final[dict[type[Any], str]] = {SECP256R1: "ES256", SECP384R1: "ES384", SECP521R1: "ES512"}
 _THUMBPRINT: Final = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x"), "RSA": ("e", "kty", "n")}
 
@@ -44,6 +47,7 @@ class CardSigner:
         self.key_set = {"keys": [{**members, "kid": self.kid, "use": "sig", "alg": self._algorithm}]}
         """What stands at ``jku`` (RFC 7517, 5)."""
         self._header = {"typ": "JOSE", "kid": self.kid, "jku": jku}
+        self._made: dict[bytes, dict[str, str]] = {}
 
     def signed(self, card: Mapping[str, Any]) -> dict[str, Any]:
         """``card``, as it will be sent, with its ``signatures``; earlier ones are dropped. Raises: ValueError for what
@@ -51,8 +55,16 @@ class CardSigner:
 
         One is enough for a client, and there is one for each way to read a card (see ``payloads``).
         """
-        signatures = [self._sign(payload) for payload in payloads(card)]
+        signatures = [self._made.get(payload) or self._keep(payload) for payload in payloads(card)]
         return {**card, "signatures": signatures}
+
+    def _keep(self, payload: bytes) -> dict[str, str]:
+        """The same card has the same signature each time it is asked for, although most kinds of keys sign otherwise
+        each time: who has the card can be told that it has not changed."""
+        if len(self._made) >= MAX_MADE:
+            self._made.clear()
+        made = self._made[payload] = self._sign(payload)
+        return made
 
     def _sign(self, payload: bytes) -> dict[str, str]:
         token = jwt.api_jws.encode(payload, self._key, self._algorithm, headers=self._header)

@@ -17,12 +17,13 @@ import trio
 from hector_trio import sse
 from hector_trio.a2a import errors as a2a_errors
 from hector_trio.a2a.bindings import Binding, Outgoing
+from hector_trio.a2a.cards import CARD, RESUME
 from hector_trio.a2a.dialects import Garbage
-from hector_trio.a2a.peers import CARD_PATH, RESUME, PeerCard, binding_for, read_card
+from hector_trio.a2a.peers import PeerCard, binding_for, read_card
 from hector_trio.a2a.types import SendMessageRequest, StreamResponse, Task
 from hector_trio.config import RemoteAgent, is_loopback
 from hector_trio.errors import RunError
-from hector_trio.outgoing import TooLarge, drain, leave, read_whole, send
+from hector_trio.outgoing import TooLarge, drain, leave, read_whole, send, trust
 
 MAX_ANSWER: Final = 16 << 20
 """Bytes of one answer or of one event: a whole task may stand in it."""
@@ -80,6 +81,7 @@ async def open_peer(settings: RemoteAgent) -> AsyncIterator[Peer]:
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         trust_env=not is_loopback(urlsplit(settings.url).hostname or ""),
         timeout=timeout,
+        verify=trust(),
         limits=httpx2.Limits(
             max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections
         ),
@@ -191,7 +193,7 @@ class Peer:
         return await self._open(binding, binding.about("subscribe", task_id, metadata), after)
 
     async def _ready(self) -> Binding:
-        card = await self.card()
+        card = self._card or await self.card()  # as it was when the run began
         unknown = [uri for uri in card.required if uri != RESUME]
         if unknown:
             raise PeerError("remote_refused", f"The agent {self.name} talks to nobody without {', '.join(unknown)}")
@@ -229,7 +231,7 @@ class Peer:
         }
         if outgoing.content is not None:
             headers["Content-Type"] = outgoing.media_type
-        if self._card is not None and self._card.resumes:
+        if self._card is not None and RESUME in self._card.required:
             headers[binding.dialect.extensions_header] = RESUME
         return headers
 
@@ -370,7 +372,7 @@ def card_urls(url: str) -> list[str]:
     parts = urlsplit(url)
     if parts.path.endswith(".json"):
         return [url]
-    return list(dict.fromkeys([url.rstrip("/") + CARD_PATH, f"{parts.scheme}://{parts.netloc}{CARD_PATH}"]))
+    return list(dict.fromkeys([url.rstrip("/") + CARD, f"{parts.scheme}://{parts.netloc}{CARD}"]))
 
 
 def age_of(headers: httpx2.Headers) -> float:

@@ -11,8 +11,17 @@ import msgspec
 import trio
 
 from hector_trio.a2a import errors as a2a_errors
+from hector_trio.a2a.mapping import OUTPUT
 from hector_trio.a2a.relay import Ask, Done, Failed, Relay, Say, Step, Tell
-from hector_trio.a2a.types import Message, Part, SendMessageConfiguration, SendMessageRequest, StreamResponse
+from hector_trio.a2a.types import (
+    Artifact,
+    Message,
+    Part,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    StreamResponse,
+    is_unset,
+)
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.agents.a2a_client import Peer, PeerError, PeerEvents, open_peer
 from hector_trio.config import RemoteAgent as RemoteSettings
@@ -37,8 +46,13 @@ LONGEST_LOOK: Final = 2.0
 MAX_UPLOAD: Final = 8 << 20
 """Bytes of an uploaded file that are sent along."""
 
+PIECE: Final = 16 * 1024
+"""Characters of an artifact's text that are one chunk at most."""
+
 STATE: Final = "a2a"
 """Key of the session's state under which stands, by agent, the context there that the session is."""
+
+ANYTHING: Final = ("text/plain", "application/json", "*/*")
 
 T = TypeVar("T")
 
@@ -61,7 +75,8 @@ class RemoteAgent:
     """
 
     def __init__(self, info: AgentInfo, peer: Peer) -> None:
-        self.info = info
+        # What it takes and gives is for the agent there to say, which nobody has asked yet.
+        self.info = msgspec.structs.replace(info, input_types=list(ANYTHING), output_types=list(ANYTHING))
         self._peer = peer
 
     async def run(self, ctx: Context) -> None:
@@ -244,25 +259,39 @@ class Remote:
             case Say():
                 await self._say(step)
             case Tell():
-                await self._ctx.emit_metadata({"status": "working", "message": step.message})
+                await self._ctx.emit_status(step.message)
             case Ask():
-                await self._ctx.ask(step.question, saved=msgspec.to_builtins(self._relay))
+                await self._ctx.ask(step.question, saved=msgspec.to_builtins(self._relay), auth=step.auth)
             case Failed():
                 raise RunError(step.code, step.message, details=step.details)
             case Done():
                 pass
 
     async def _say(self, step: Say) -> None:
-        part = step.part
-        if part.text is not None:
-            if part.text:
+        part, artifact = step.part, step.artifact
+        unnamed = artifact is None or artifact.artifact_id == OUTPUT
+        if unnamed and part.metadata is None and part.filename is None and part.media_type is None:
+            if part.text is not None:
                 await self._ctx.emit_text(part.text)
-        elif part.raw is not None:
-            await self._ctx.emit_bytes(part.raw, part.media_type or "application/octet-stream")
-        elif part.url is not None:
-            await self._ctx.emit_data(msgspec.to_builtins(part))
-        else:
-            await self._ctx.emit_data(part.data)
+                return
+            if not is_unset(part.data):
+                await self._ctx.emit_data(part.data)
+                return
+        about = artifact or Artifact(str(uuid.uuid4()), [])
+        append = step.append
+        for piece in _pieces(part):
+            if piece.text != "" or step.last or not append:
+                await self._ctx.artifact(
+                    piece,
+                    artifact_id=about.artifact_id,
+                    name=about.name,
+                    description=about.description,
+                    metadata=about.metadata,
+                    extensions=about.extensions,
+                    append=append,
+                    last=step.last,
+                )
+            append = True
 
     async def _keep_context(self) -> None:
         """The session goes on in the context that the agent has given it."""
@@ -309,6 +338,14 @@ async def until_named(begin: Callable[[], Awaitable[T]]) -> T:
     return result[0]
 
 
+def _pieces(part: Part) -> list[Part]:
+    """A part, or a long text as several that are adjacent."""
+    text = part.text
+    if text is None or len(text) <= PIECE:
+        return [part]
+    return [msgspec.structs.replace(part, text=text[at : at + PIECE]) for at in range(0, len(text), PIECE)]
+
+
 def _relay_of(ctx: Context) -> Relay:
     if ctx.resume is not None and isinstance(ctx.resume.saved, dict):
         try:
@@ -326,6 +363,8 @@ def _context_of(ctx: Context) -> str | None:
 
 async def _parts_of(ctx: Context) -> list[Part]:
     """The input, or the answer to a question, as the parts of a message. Raises: RunError (``unsupported_upload``)."""
+    if ctx.message is not None:
+        return list(ctx.message.parts)
     content: Any = ctx.input.content if ctx.resume is None else ctx.resume.answer
     parts: list[Part] = []
     if isinstance(content, str):
@@ -340,5 +379,5 @@ async def _parts_of(ctx: Context) -> list[Part]:
         data = bytearray()
         while len(data) < upload.size and (piece := await upload.read(len(data), upload.size - len(data))):
             data += piece
-        parts.append(Part(raw=bytes(data), media_type=upload.media_type))
+        parts.append(Part(raw=bytes(data), media_type=upload.media_type, filename=upload.name))
     return parts or [Part(text="")]

@@ -400,6 +400,7 @@ class RemoteAgent(Struct, frozen=True, tag="a2a", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 AgentSettings = LlmAgent | PythonAgent | RemoteAgent

@@ -72,7 +72,9 @@ async def _card(call: Call) -> Reply:
     if agent is None:
         raise AgentNotFound("There is no such agent")
     card = cards.card(agent.info, call.base, secured=call.services.authenticator.required)
-    body = a2a.encode(cards.both_dialects(card))
+    document = cards.both_dialects(card)
+    signer = call.services.signer
+    body = a2a.encode(document if signer is None else signer.signed(document))
     tag = cards.entity_tag(body)
     headers = {"ETag": tag, "Cache-Control": f"public, max-age={cards.MAX_AGE}"}
     if matches_weakly(call.header("If-None-Match") or "", tag):
