@@ -106,7 +106,7 @@ def _mended(found: Any) -> Any:
     found = _object(found)
     artifacts: list[Any] = []
     if isinstance(task := found.get("task"), dict):
-        artifacts += task.get("artifacts") or []
+        artifacts += listed(task.get("artifacts"))
     for name in ("artifactUpdate", "statusUpdate"):
         if isinstance(update := found.get(name), dict):
             update["contextId"] = update.get("contextId") or update.get("taskId")
@@ -265,6 +265,11 @@ _WRAPPED: Final = "data_part_compat"
 """In a part's metadata: data that is no object stands in ``value``, because 0.3 has only objects (a custom of SDKs)."""
 
 
+def listed(value: Any) -> list[Any]:
+    """A list, or nothing where none is."""
+    return value if isinstance(value, list) else []
+
+
 def _object(value: Any) -> Json:
     if not isinstance(value, dict):
         raise Garbage("there is no object where one belongs")
@@ -288,8 +293,8 @@ def _task(
     return {
         **found,
         "status": status(found["status"]),
-        "artifacts": [artifact(each) for each in found.get("artifacts") or ()],
-        "history": [message(each) for each in found.get("history") or ()],
+        "artifacts": [artifact(each) for each in listed(found.get("artifacts"))],
+        "history": [message(each) for each in listed(found.get("history"))],
     }
 
 

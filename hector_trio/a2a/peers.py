@@ -8,7 +8,7 @@ import msgspec
 
 from hector_trio.a2a.bindings import Binding, binding_of
 from hector_trio.a2a.cards import RESUME
-from hector_trio.a2a.dialects import Current, Dialect, Garbage, OldHttp, OldJsonRpc
+from hector_trio.a2a.dialects import Current, Dialect, Garbage, OldHttp, OldJsonRpc, listed
 from hector_trio.a2a.types import AgentInterface
 
 
@@ -58,7 +58,7 @@ def read_card(data: bytes) -> PeerCard:
     known.sort(key=lambda each: _dialect_name(each.version) != "1.0")  # else in the agent's own order (8.3.2)
     capabilities = card.get("capabilities")
     capabilities = capabilities if isinstance(capabilities, dict) else {}
-    extensions = [each for each in capabilities.get("extensions") or () if isinstance(each, dict)]
+    extensions = [each for each in listed(capabilities.get("extensions")) if isinstance(each, dict)]
     return PeerCard(
         name=card["name"],
         description=str(card.get("description") or ""),
@@ -73,11 +73,11 @@ def read_card(data: bytes) -> PeerCard:
 
 def _interfaces(card: dict[str, Any]) -> list[Interface]:
     """Those of 1.0, else those of 0.3 (a preferred one, and others)."""
-    listed = card.get("supportedInterfaces")
-    if isinstance(listed, list):
+    interfaces = card.get("supportedInterfaces")
+    if isinstance(interfaces, list):
         pairs = [
             (each.get("url"), each.get("protocolBinding"), each.get("protocolVersion"), each.get("tenant"))
-            for each in listed
+            for each in interfaces
             if isinstance(each, dict)
         ]
     else:
@@ -85,7 +85,7 @@ def _interfaces(card: dict[str, Any]) -> list[Interface]:
         pairs = [(card.get("url"), card.get("preferredTransport", "JSONRPC"), version, None)]
         pairs += [
             (each.get("url"), each.get("transport"), version, None)
-            for each in card.get("additionalInterfaces") or ()
+            for each in listed(card.get("additionalInterfaces"))
             if isinstance(each, dict)
         ]
     return [

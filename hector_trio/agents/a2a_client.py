@@ -385,6 +385,9 @@ def age_of(headers: httpx2.Headers) -> float:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return url[:MAX_EXCERPT]  # a card may say anything; nothing can be sent there
     return f"{parts.scheme}://{parts.hostname}:{port}"
