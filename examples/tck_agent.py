@@ -2,6 +2,7 @@
 
 hector serve --config configs/tck.yaml            # everything on
 hector serve --config configs/tck-minimal.yaml    # everything off, and an extension that clients must declare
+hector serve --config configs/tck-legacy.yaml     # for the kit of 0.3
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ Behaviour = Callable[[Context], Awaitable[None]]
 FILE = Part(raw=b"Hello from the file\n", filename="output.txt", media_type="text/plain")
 FILE_URL = Part(url="https://example.com/output.txt", filename="output.txt", media_type="text/plain")
 DATA = Part(data={"key": "value", "count": 42})
+
+EXTENSION = "urn:a2a:tck:required-extension"
 
 LONG = 5.0
 """Seconds for which a task can be subscribed to; the kit wants four at least."""
@@ -43,15 +46,11 @@ async def replies(ctx: Context) -> None:
 
 
 async def asks(ctx: Context) -> None:
-    if ctx.resume is None:
-        await ctx.ask("What else?")
-    await ctx.emit_text("Thank you")
+    await ctx.ask("What else?")
 
 
 async def asks_for_permission(ctx: Context) -> None:
-    if ctx.resume is None:
-        await ctx.ask("May I?", auth=True)
-    await ctx.emit_text("Thank you")
+    await ctx.ask("May I?", auth=True)
 
 
 async def rejects(ctx: Context) -> None:
@@ -75,6 +74,12 @@ async def takes_a_while(ctx: Context) -> None:
     await ctx.emit_text("Hello from TCK")
 
 
+async def needs_an_extension(ctx: Context) -> None:
+    if ctx.agent_id == "tck-minimal":
+        ctx.require_extension(EXTENSION)
+    await ctx.emit_text("Hello from TCK")
+
+
 BEHAVIOURS: dict[str, Behaviour] = {
     "tck-complete-task": completes,
     "tck-artifact-text": says("Generated text content"),
@@ -94,11 +99,22 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "tck-stream-artifact-chunked": says_in_pieces,
     "test-resubscribe-message-id": takes_long,
     "tck-delayed-complete": takes_a_while,
+    "tck-cap-ext": needs_an_extension,
 }
 
 
-async def tck(ctx: Context) -> None:
-    """Behaves as the longest prefix of the message's id says; anything else completes."""
+def behaviour(ctx: Context, otherwise: Behaviour) -> Behaviour:
+    """What the longest prefix of the message's id says, also of one that answers."""
     message_id = ctx.message.message_id if ctx.message is not None else ""
     named = [prefix for prefix in BEHAVIOURS if message_id.startswith(prefix)]
-    await BEHAVIOURS[max(named, key=len, default="tck-complete-task")](ctx)
+    return BEHAVIOURS[max(named, key=len)] if named else otherwise
+
+
+async def tck(ctx: Context) -> None:
+    """For the kit of 1.0: what it says nothing about completes."""
+    await behaviour(ctx, completes)(ctx)
+
+
+async def tck_legacy(ctx: Context) -> None:
+    """For the kit of 0.3, which goes on with its tasks and cancels them: they wait for more."""
+    await behaviour(ctx, asks if ctx.message is not None else completes)(ctx)

@@ -26,6 +26,9 @@ from hector_trio.models import (
 REJECTED: Final = "rejected"
 """The code of a task that its agent has decided not to perform."""
 
+EXTENSION_REQUIRED: Final = "extension_required"
+"""The code of a task whose A2A client did not declare an extension that its agent needs; its message is the URI."""
+
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
 NEXT: dict[str, frozenset[str]] = {
@@ -65,6 +68,8 @@ class StoredRequest(TaskRequest, frozen=True):
     """A request as it is kept: with the A2A message that it came from, if it did."""
 
     message: A2aMessage | None = None
+    extensions: tuple[str, ...] = ()
+    """What its A2A client has declared."""
 
 
 class TaskRow(Struct, frozen=True):

@@ -100,7 +100,7 @@ def card(about: About, base: str, *, secured: bool, extended: bool = False) -> a
         description=description,
         supported_interfaces=[
             a2a.AgentInterface(here, binding, version)
-            for version in (a2a.VERSION, "0.3")
+            for version in ((a2a.VERSION, "0.3") if options.legacy else (a2a.VERSION,))
             for binding in ("JSONRPC", "HTTP+JSON")
         ],
         version=about.version,

@@ -173,6 +173,9 @@ class TaskView:
         self.status = TaskStatus("TASK_STATE_SUBMITTED", timestamp=timestamp(created_at))
         self.gap = False
         """Whether a part of the log is no longer held."""
+        self.code: str | None = None
+        self.said: str | None = None
+        """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
         self._artifacts: dict[str, _Building] = {}
@@ -239,6 +242,7 @@ class TaskView:
         state: TaskState
         if chunk.status == "failed":
             state = "TASK_STATE_REJECTED" if chunk.code == "rejected" else "TASK_STATE_FAILED"
+            self.code, self.said = str(chunk.code), chunk.content
             metadata = {"code": chunk.code}
             if chunk.retryable is not UNSET:
                 metadata["retryable"] = chunk.retryable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -21,17 +21,24 @@ Version = Literal["1.0", "0.3"]
 _VERSION: Final = re.compile(r"([0-9]{1,9}\.[0-9]{1,9})(\.[0-9]{1,9})?\Z")
 
 
-def version_of(text: str | None) -> Version:
-    """What an ``A2A-Version`` means: nothing is 0.3 (3.6.2), the patch number does not count (3.6). Raises:
-    VersionNotSupportedError."""
+def version_of(text: str | None, *, legacy: bool = True) -> Version:
+    """What an ``A2A-Version`` means: nothing is 0.3 (3.6.2), the patch number does not count (3.6). ``legacy``: whether
+    0.3 is spoken. Raises: VersionNotSupportedError."""
     text = (text or "").strip()
-    if not text:
+    match = _VERSION.match(text or "0.3")
+    if match is not None and match[1] == "1.0":
+        return "1.0"
+    if match is not None and match[1] == "0.3" and legacy:
         return "0.3"
-    match = _VERSION.match(text)
-    if match is not None and match[1] in ("1.0", "0.3"):
-        return "1.0" if match[1] == "1.0" else "0.3"
-    raise errors.VersionNotSupportedError(
-        f"A2A {text[:32]!r} is not spoken here; 1.0 and 0.3 are", metadata={"supported": "1.0,0.3"}
+    raise not_spoken(text, legacy)
+
+
+def not_spoken(text: str, legacy: bool) -> errors.VersionNotSupportedError:
+    """A request that says no version speaks 0.3."""
+    said = f"A2A {text[:32]!r} is" if text else "A2A-Version is missing, which means 0.3: that is"
+    spoken = "1.0 and 0.3 are" if legacy else "1.0 is"
+    return errors.VersionNotSupportedError(
+        f"{said} not spoken here; {spoken}", metadata={"supported": "1.0,0.3" if legacy else "1.0"}
     )
 
 
@@ -41,20 +48,41 @@ def extensions_of(text: str | None) -> frozenset[str]:
 
 
 @lru_cache(maxsize=64)
-def _decoder(type_: Any, strict: bool) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(type_, strict=strict)
+def _decoder(type_: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type_)
 
 
-def decode(data: bytes | msgspec.Raw, type_: type[T]) -> T:
+def decode(data: bytes, type_: type[T]) -> T:
     """A request as ProtoJSON. Unknown fields are ignored (5.7). Raises: InvalidParamsError, naming the field."""
     of_type: Any = type_
     try:
-        decoded: T = _decoder(of_type, True).decode(data)
+        if _SNAKE.search(data):
+            return converted(camel(msgspec.json.decode(data), of_type), type_)
+        decoded: T = _decoder(of_type).decode(data)
     except msgspec.ValidationError as error:
         raise _invalid(error) from None
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise errors.ParseError("The body is not JSON in UTF-8") from None
     return decoded
+
+
+_SNAKE: Final = re.compile(rb'"[a-z]+(_[a-z]+)+"\s*:')
+
+
+def camel(value: Any, type_: Any) -> Any:
+    """``value`` with the names of the protocol's fields as JSON has them: those of the protocol's buffers, with
+    underscores, are to be read too (ProtoJSON). What clients have named themselves stays as it is."""
+    for kind in (type_, *get_args(type_)):
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
+            known = {each.name: each for each in msgspec.structs.fields(kind)}
+            renamed = {name: each for name, each in value.items() if name not in known}
+            for name, each in known.items():
+                if name in value or each.encode_name in value:
+                    renamed[each.encode_name] = camel(value.get(each.encode_name, value.get(name)), each.type)
+            return renamed
+        if get_origin(kind) is list and isinstance(value, list):
+            return [camel(item, get_args(kind)[0]) for item in value]
+    return value
 
 
 def converted(value: Any, type_: type[T]) -> T:

@@ -128,9 +128,10 @@ def _message_in(given: Any) -> Any:
     role = given.get("role")
     if role is not None:
         found["role"] = _ROLES.get(role, role) if isinstance(role, str) else role
+    named = "parts" in given  # else it is the shape of HTTP+JSON
     parts = given.get("parts", given.get("content"))
     if isinstance(parts, list):
-        found["parts"] = [_part_in(each) for each in parts]
+        found["parts"] = [_part_in(each, named) for each in parts]
     elif parts is not None:
         found["parts"] = parts
     return found
@@ -147,14 +148,14 @@ _SNAKE: Final = {
 }
 
 
-def _part_in(given: Any) -> Any:
-    """A part as JSON-RPC had it (``kind``), or as HTTP+JSON had it."""
+def _part_in(given: Any, named: bool) -> Any:
+    """A part as JSON-RPC had it (``named``: by its ``kind``), or as HTTP+JSON had it."""
     if not isinstance(given, dict):
         return given
     found: Json = {}
     if given.get("metadata") is not None:
         found["metadata"] = given["metadata"]
-    kind = given.get("kind")
+    kind = given.get("kind", "" if named else None)
     if kind == "text" or (kind is None and "text" in given):
         found["text"] = given.get("text")
     elif kind == "data" or (kind is None and "data" in given):

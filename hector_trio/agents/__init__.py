@@ -124,6 +124,10 @@ class Context(Protocol):
     async def reject(self, reason: str) -> NoReturn:
         """Ends the task as rejected: ``failed`` with the code ``rejected``, for A2A ``TASK_STATE_REJECTED``."""
 
+    def require_extension(self, uri: str) -> None:
+        """Ends the task as ``failed`` unless its A2A client has declared the extension; the client is told to. Raises:
+        RunError (``extension_required``)."""
+
     async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         """Ends this run: the task is ``input_required`` until somebody answers, which starts a new run of it.
 

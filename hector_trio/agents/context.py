@@ -17,7 +17,7 @@ from hector_trio.errors import InvalidRequest, RunError, SessionNotFound
 from hector_trio.log import TaskLog, now_ms
 from hector_trio.models import ArtifactChunk, Content, Message, TaskRequest
 from hector_trio.stores import Store
-from hector_trio.task import REJECTED, Question, TaskRow
+from hector_trio.task import EXTENSION_REQUIRED, REJECTED, Question, StoredRequest, TaskRow
 from hector_trio.uploads import UploadedFile, Uploads
 
 
@@ -135,6 +135,10 @@ class RunContext:
     async def reject(self, reason: str) -> NoReturn:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise RunError(REJECTED, reason)
+
+    def require_extension(self, uri: str) -> None:
+        if not isinstance(self.request, StoredRequest) or uri not in self.request.extensions:
+            raise RunError(EXTENSION_REQUIRED, uri)
 
     async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         self._ask(question, saved, auth)

@@ -95,6 +95,9 @@ class SyncContext:
         self._call(self._ctx.reject, reason)
         raise AssertionError("reject returned")
 
+    def require_extension(self, uri: str) -> None:
+        self._ctx.require_extension(uri)
+
     def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         async def ask() -> None:
             await self._ctx.ask(question, saved=saved, auth=auth)

@@ -294,6 +294,8 @@ class A2aExtension(Struct, frozen=True):
     """How the agent uses it."""
     required: bool = False
     """Refuse clients that do not declare it."""
+    enforce: Literal["always", "agent"] = "always"
+    """``agent``: only where the agent itself asks for it (``ctx.require_extension``)."""
     params: dict[str, Any] = field(default_factory=dict)
     """What it wants to have said about it."""
 
@@ -311,6 +313,8 @@ class A2a(Struct, frozen=True):
     """Further skills that only the card for authenticated clients shows."""
     extensions: list[A2aExtension] = field(default_factory=list)
     """Extensions that it offers or asks for."""
+    legacy: bool = True
+    """Whether clients of A2A 0.3 are served, and find their way on the card."""
     resume: bool = True
     """Whether streams can be resumed by number (an extension of ours)."""
     input_modes: list[str] = field(default_factory=list)

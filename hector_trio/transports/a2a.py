@@ -26,7 +26,7 @@ from hector_trio.log import now_ms
 from hector_trio.models import TaskContext, is_id
 from hector_trio.session import SessionRow
 from hector_trio.stores import Idempotency
-from hector_trio.task import StoredRequest, TaskRow
+from hector_trio.task import EXTENSION_REQUIRED, StoredRequest, TaskRow
 from hector_trio.transports import Services
 from hector_trio.transports.a2a_stream import Event, Events, Place, TaskEvents, TaskReader
 from hector_trio.transports.a2a_tasks import STATES, history, task_from_row, task_of
@@ -83,17 +83,20 @@ async def perform(caller: Caller, operation: Operation, request: Any) -> Any:
         if not caller.principal.may(operation.right):
             raise caller.principal.forbidden(operation.right)
         about = caller.agent.info.a2a
-        missing = [each.uri for each in about.extensions if each.required and each.uri not in caller.extensions]
-        if missing:
-            raise errors.ExtensionSupportRequiredError(
-                f"This agent asks for the extension {missing[0]}; name it in A2A-Extensions",
-                metadata={"extensions": ",".join(missing)},
-            )
+        for each in about.extensions:
+            if each.required and each.enforce == "always" and each.uri not in caller.extensions:
+                raise _required(each.uri)
         if operation.streams and not about.streaming:
             raise errors.UnsupportedOperationError("This agent does not stream")
         return await operation.run(caller, request)
     except HectorError as error:
         raise errors.of(error) from error
+
+
+def _required(uri: str) -> errors.A2AError:
+    return errors.ExtensionSupportRequiredError(
+        f"This agent asks for the extension {uri}; name it in A2A-Extensions", metadata={"extension": uri}
+    )
 
 
 def activated(caller: Caller) -> list[str]:
@@ -116,6 +119,7 @@ async def send_message(caller: Caller, request: a2a.SendMessageRequest) -> a2a.S
         reader.answered()
         if not decides or caller.agent.info.replies:
             await reader.settle(decides=decides)
+        _check_extension(reader)
         if reader.view.reply is not None:
             return a2a.SendMessageResponse(message=reader.view.reply)
     return a2a.SendMessageResponse(task=await _task(caller, reader, configuration.history_length))
@@ -132,11 +136,18 @@ async def stream_message(caller: Caller, request: a2a.SendMessageRequest) -> Eve
         reader.answered()
         if caller.agent.info.replies and not row.last_seq:
             await reader.settle(decides=True)
+        _check_extension(reader)
         if reader.view.reply is not None:
             first = a2a.StreamResponse(message=reader.view.reply)
         else:
             first = a2a.StreamResponse(task=await _task(caller, reader, configuration.history_length))
         return _events(caller, reader, opening, [Event(str(reader.view.seq), first)], ends_with_question=True)
+
+
+def _check_extension(reader: TaskReader) -> None:
+    """Raises: ExtensionSupportRequiredError, when that is how the agent has ended the task."""
+    if reader.view.code == EXTENSION_REQUIRED and reader.view.said:
+        raise _required(reader.view.said)
 
 
 async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
@@ -153,6 +164,7 @@ async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
         input=content_of(message),
         context=TaskContext(session_id=session_id, metadata=request.metadata),
         message=message,
+        extensions=tuple(sorted(caller.extensions)),
     )
     accepted = await caller.services.engine.submit(Order(caller.owner, caller.agent_id, stored, "continue"))
     return accepted.task

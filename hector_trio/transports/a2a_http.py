@@ -110,12 +110,13 @@ def route_of(path: str) -> str:
 
 
 async def answer(call: Call, agent: Agent, path: str) -> Reply:
-    media_type = media_type_of(call)
+    media_type, refused_type = media_types_of(call)
     try:
         found = find("GET" if call.method == "HEAD" else call.method, path)
         if not isinstance(found, Found):
-            return _nothing_there(found, media_type)
-        version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"))
+            return _nothing_there(found, refused_type)
+        spoken = agent.info.a2a.legacy
+        version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"), legacy=spoken)
         if not found.legacy and version != a2a.VERSION:
             raise errors.VersionNotSupportedError(
                 "This path is of A2A 1.0; a request without A2A-Version: 1.0 speaks 0.3, whose paths begin with /v1",
@@ -126,7 +127,7 @@ async def answer(call: Call, agent: Agent, path: str) -> Reply:
         request = await _request(call, found)
         value = await performed(caller, operation, request)
     except errors.A2AError as error:
-        return status_reply(error, media_type)
+        return status_reply(error, refused_type)
     headers = headers_for(caller, legacy=found.legacy)
     dialect = LEGACY if found.legacy else CURRENT
     if operation.streams:
@@ -145,14 +146,15 @@ def _failed(error: errors.A2AError) -> bytes:
     return b"event: error\ndata: %b\n\n" % a2a.encode(errors.http_body(error))
 
 
-def media_type_of(call: Call) -> str:
-    """``application/a2a+json`` (11.1), but ``application/json`` to a client that speaks and wants nothing else: so it
-    was in 1.0.0."""
-    accept = call.header("Accept") or ""
+def media_types_of(call: Call) -> tuple[str, str]:
+    """Of a result and of an error: ``application/a2a+json`` (11.1), but ``application/json`` to a client that speaks or
+    wants that, as it was in 1.0.0. An error is google.rpc.Status, which is the protocol's own only to who asks for
+    that."""
+    accept = (call.header("Accept") or "").lower()
     kind = (call.header("Content-Type") or "").partition(";")[0].strip().lower()
-    if a2a.MEDIA_TYPE in accept:
-        return a2a.MEDIA_TYPE
-    return JSON if kind == JSON or JSON in accept else a2a.MEDIA_TYPE
+    if a2a.MEDIA_TYPE in accept or (kind == a2a.MEDIA_TYPE and JSON not in accept):
+        return a2a.MEDIA_TYPE, a2a.MEDIA_TYPE
+    return (JSON if kind == JSON or JSON in accept else a2a.MEDIA_TYPE), JSON
 
 
 def _nothing_there(allowed: frozenset[str], media_type: str) -> Reply:
@@ -186,4 +188,4 @@ async def _request(call: Call, found: Found) -> Any:
         raise errors.invalid("", "The body is a JSON object")
     if found.legacy:
         body = v03.request(operation.name, body | found.names)
-    return requests.converted(body | found.names, operation.request)
+    return requests.converted(requests.camel(body, operation.request) | found.names, operation.request)

@@ -21,6 +21,7 @@ from hector_trio.transports.a2a_edge import (
     refusal_headers,
     stream_reply,
 )
+from hector_trio.transports.negotiation import wants_events
 from hector_trio.transports.requests import is_deeper
 from hector_trio.transports.routes import Call, Reply
 
@@ -42,16 +43,18 @@ _envelopes = msgspec.json.Decoder(Envelope).decode
 async def answer(call: Call, agent: Agent) -> Reply:
     """200 with a result or an error, or a stream of results (9.1)."""
     request_id: Any = None
+    as_event = False
     try:
         envelope = _read(await call.data(), call.services.settings.limits.json_depth)
         if isinstance(envelope.id, str | int | float) and not isinstance(envelope.id, bool):
             request_id = envelope.id
         _check(envelope)
-        operation, request, legacy = _understood(call, envelope)
+        as_event = envelope.method in ("message/stream", "tasks/resubscribe")
+        operation, request, legacy = _understood(call, agent, envelope)
         caller = caller_of(call, agent, legacy=legacy)
         value = await performed(caller, operation, request)
     except errors.A2AError as error:
-        return _refused(request_id, error)
+        return _refused(request_id, error, as_event and wants_events(call.header("Accept") or ""))
     headers = headers_for(caller, legacy=legacy)
     dialect = LEGACY if legacy else CURRENT
     prefix = b'{"jsonrpc":"2.0","id":%b,"result":' % a2a.encode(request_id)
@@ -93,10 +96,11 @@ def _check(envelope: Envelope) -> None:
         raise errors.RequestError("id must be a string or a number")
 
 
-def _understood(call: Call, envelope: Envelope) -> tuple[Operation, Any, bool]:
+def _understood(call: Call, agent: Agent, envelope: Envelope) -> tuple[Operation, Any, bool]:
     """The operation, its request, and whether 0.3 is spoken. Raises: A2AError."""
-    version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"))
-    legacy = v03.METHODS.get(envelope.method)
+    spoken = agent.info.a2a.legacy
+    version = requests.version_of(call.header("A2A-Version") or call.query.get("A2A-Version"), legacy=spoken)
+    legacy = v03.METHODS.get(envelope.method) if spoken else None
     operation = OPERATIONS.get(envelope.method if legacy is None else legacy)
     if operation is None:
         raise errors.MethodNotFoundError("Method not found", metadata={"method": envelope.method[:128]})
@@ -112,10 +116,14 @@ def _understood(call: Call, envelope: Envelope) -> tuple[Operation, Any, bool]:
     return operation, requests.decode(b"{}" if params == b"null" else params, operation.request), False
 
 
-def _refused(request_id: Any, error: errors.A2AError) -> Reply:
+def _refused(request_id: Any, error: errors.A2AError, as_event: bool) -> Reply:
+    """``as_event``: clients of 0.3 that stream read nothing else."""
     status = errors.codes_of(error).http
     headers = refusal_headers(error, status)
-    return Reply(body=_error(request_id, error), media_type=JSON, headers=headers)
+    body = _error(request_id, error)
+    if as_event:
+        return Reply(body=b"data: %b\n\n" % body, media_type="text/event-stream", headers=headers)
+    return Reply(body=body, media_type=JSON, headers=headers)
 
 
 def _error(request_id: Any, error: errors.A2AError) -> bytes:

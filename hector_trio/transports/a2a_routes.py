@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from importlib.resources import files
 from typing import Any, Final
 
@@ -16,6 +17,9 @@ from hector_trio.transports import Services, a2a_http, a2a_jsonrpc
 from hector_trio.transports.a2a_edge import status_reply
 from hector_trio.transports.negotiation import matches_weakly
 from hector_trio.transports.routes import Call, Reply, respond
+
+STARTED: Final = formatdate(usegmt=True)
+"""A card does not change while the server runs."""
 
 RESUME_TEXT: Final = files("hector_trio.a2a").joinpath("RESUME.md")
 
@@ -76,8 +80,9 @@ async def _card(call: Call) -> Reply:
     signer = call.services.signer
     body = a2a.encode(document if signer is None else signer.signed(document))
     tag = cards.entity_tag(body)
-    headers = {"ETag": tag, "Cache-Control": f"public, max-age={cards.MAX_AGE}"}
-    if matches_weakly(call.header("If-None-Match") or "", tag):
+    headers = {"ETag": tag, "Cache-Control": f"public, max-age={cards.MAX_AGE}", "Last-Modified": STARTED}
+    known = call.header("If-None-Match")
+    if matches_weakly(known, tag) if known is not None else call.header("If-Modified-Since") == STARTED:
         return Reply(304, headers=headers)
     return Reply(body=body, headers=headers)
 
