@@ -391,6 +391,16 @@ async def test_a_streamed_post_whose_token_expires_cancels_its_task() -> None:
         await steered.wait_ended("x")
 
 
+async def test_the_extended_card_is_for_whoever_has_a_token() -> None:
+    async with issuing(ONE) as issuer, serving(secured(issuer)) as server, server.client() as client:
+        assert (await client.get("/a2a/assistant/.well-known/agent-card.json")).status_code == 200
+        place, version = "/a2a/assistant/extendedAgentCard", {"A2A-Version": "1.0"}
+        assert (await client.get(place, headers=version)).status_code == 401
+        assert (await client.get(place, headers={**version, **bearer(TWO.sign())})).status_code == 401
+        card = await client.get(place, headers={**version, **bearer(ONE.sign())})
+        assert (card.status_code, card.json()["name"]) == (200, "assistant")
+
+
 async def test_without_pyjwt_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

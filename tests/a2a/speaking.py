@@ -30,7 +30,10 @@ class Refused(Exception):
         self.message = error["message"]
         self.reason = next((each["reason"] for each in details if each["@type"].endswith("ErrorInfo")), None)
         self.fields = [
-            field["field"] for each in details if each["@type"].endswith("BadRequest") for field in each["fieldViolations"]
+            field["field"]
+            for each in details
+            if each["@type"].endswith("BadRequest")
+            for field in each["fieldViolations"]
         ]
         super().__init__(f"{code} {self.reason}: {self.message}")
 

@@ -8,7 +8,7 @@ import pytest
 
 from hector_trio.config import load
 from hector_trio.errors import ConfigError
-from tests.a2a.test_signing import CARD, KEYS, by_raw_json, pem
+from tests.a2a.test_signing import CARD, KEYS, by_raw_json, by_the_sdk, pem
 from tests.serving import serving, settings_of
 
 
@@ -42,3 +42,20 @@ async def test_a_key_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None
     ):
         async with serving(settings_of(server={"card_key": str(path), "base_url": "https://h.example"})):
             pass
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "EdDSA"])
+async def test_the_cards_are_signed_so_that_any_client_can_tell(tmp_path: Path, algorithm: str) -> None:
+    path = tmp_path / "card.pem"
+    path.write_bytes(pem(KEYS[algorithm]))
+    server_settings = {"card_key": str(path), "base_url": "https://hector.example"}
+    async with serving(settings_of(server=server_settings)) as server, server.client() as client:
+        signer = server.services.signer
+        assert signer is not None
+        answer = await client.get("/a2a/assistant/.well-known/agent-card.json")
+        keys = (await client.get("/.well-known/jwks.json")).json()
+        assert by_raw_json(answer.json(), keys)
+        assert by_the_sdk(answer.json(), signer)
+        assert not by_raw_json({**answer.json(), "name": "Mallory"}, keys)
+        tag = {"If-None-Match": answer.headers["ETag"]}
+        assert (await client.get("/.well-known/agent-card.json", headers=tag)).status_code == 304
