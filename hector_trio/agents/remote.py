@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -301,8 +301,14 @@ class Remote:
 
     async def _cancel(self, task_id: str) -> None:
         with trio.move_on_after(CANCEL_LIMIT, shield=True):
-            with suppress(PeerError):  # it has ended, or cannot be reached: either way there is nobody left to tell
-                await self._peer.cancel(task_id)
+            for pause in (0.1, 0.4, 0.8):
+                try:
+                    await self._peer.cancel(task_id)
+                    return
+                except PeerError as error:
+                    if not error.lost:
+                        return  # it has ended: there is nothing left to cancel
+                await trio.sleep(pause)
 
 
 async def until_named(begin: Callable[[], Awaitable[T]]) -> T:
