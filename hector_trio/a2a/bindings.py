@@ -36,6 +36,10 @@ class Binding(Protocol):
         """One of the operations on a task. ``metadata`` goes along where the binding can carry it."""
         ...
 
+    def subscribe_otherwise(self, task_id: str) -> Outgoing | None:
+        """For agents that know no such path or method: what a2a.proto has where the specification (11.3.2) has POST."""
+        ...
+
     def response(self, data: bytes) -> StreamResponse:
         """What a message was answered with at once."""
         ...
@@ -82,6 +86,9 @@ class JsonRpc:
     def about(self, name: OperationName, task_id: str, metadata: dict[str, Any] | None = None) -> Outgoing:
         more = {"metadata": metadata} if metadata else {}
         return self._call(name, {"id": task_id, **self._tenant, **more})
+
+    def subscribe_otherwise(self, task_id: str) -> Outgoing | None:
+        return None
 
     def _call(self, name: OperationName, params: Any) -> Outgoing:
         body = {"jsonrpc": "2.0", "id": 1, "method": self.dialect.methods[name], "params": params}
@@ -142,6 +149,11 @@ class HttpJson:
         body = msgspec.json.encode({"metadata": metadata} if metadata else {})
         return Outgoing("POST", f"{place}:{name}", body, self._media_type)
 
+    def subscribe_otherwise(self, task_id: str) -> Outgoing | None:
+        if self.dialect.subscribe_method == "GET":
+            return None
+        return Outgoing("GET", f"{self._base}/tasks/{quote(task_id, safe='')}:subscribe", None)
+
     def response(self, data: bytes) -> StreamResponse:
         return self.dialect.response(data)
 
@@ -177,6 +189,7 @@ _BY_STATUS: Final[dict[int, type[errors.A2AError]]] = {
     403: errors.PermissionDeniedError,
     404: errors.NotFoundError,
     405: errors.MethodNotFoundError,
+    501: errors.MethodNotFoundError,
     408: errors.UnavailableError,
     409: errors.ConflictError,
     413: errors.PayloadTooLargeError,

@@ -190,7 +190,14 @@ class Peer:
         says that it resumes; else the first event is the whole task."""
         binding = await self._ready()
         metadata = None if after is None else {RESUME: {"after": after}}
-        return await self._open(binding, binding.about("subscribe", task_id, metadata), after)
+        try:
+            return await self._open(binding, binding.about("subscribe", task_id, metadata), after)
+        except PeerError as error:
+            unknown = type(error.refusal) in (a2a_errors.NotFoundError, a2a_errors.MethodNotFoundError)
+            other = binding.subscribe_otherwise(task_id) if unknown else None
+            if other is None:
+                raise
+        return await self._open(binding, other, after)
 
     async def _ready(self) -> Binding:
         card = self._card or await self.card()  # as it was when the run began

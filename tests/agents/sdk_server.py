@@ -1,8 +1,8 @@
 """The official SDK's server under uvicorn, as a program: one agent per binding and dialect, on a free loopback port.
 
 ``python -m tests.agents.sdk_server`` prints its address. The agent does what its input begins with: ``say``,
-``message``, ``ask``, ``auth``, ``fail``, ``reject``, ``last``, ``wait``. ``GET /ended/NAME`` waits until the agent's
-waiting task was cancelled.
+``message``, ``ask``, ``auth``, ``fail``, ``reject``, ``last``, ``count``, ``wait``. ``GET /ended/NAME`` waits until the
+agent's waiting task was cancelled.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class Executor(AgentExecutor):
             await updater.reject(said("not mine"))
         elif text.startswith("last"):
             await updater.complete(said("last words"))
+        elif text.startswith("count"):
+            for number in range(10):
+                await updater.add_artifact([Part(text=f"{number} ")], artifact_id="r", append=number > 0)
+                await asyncio.sleep(0.1)
+            await updater.complete()
         elif text.startswith("wait"):
             await updater.add_artifact([Part(text="waiting ")], artifact_id="r")
             try:

@@ -11,8 +11,11 @@ from typing import Any
 
 import httpx2
 import pytest
+import trio
 
 from hector_trio.agents.a2a_client import age_of, card_urls
+from tests.cutting import Wire, wire_to
+from tests.fake_model import Exchange, sends, serve_fake_model
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected
 
@@ -94,6 +97,38 @@ async def test_a_cancel_reaches_the_sdk(sdk: str, agent: str) -> None:
         await peer.send({"type": "cancel", "taskId": "t"})
         assert (await peer.read_to_final())[-1]["status"] == "cancelled"
         assert (await client.get(f"{sdk}/ended/{agent}")).status_code == 200
+
+
+@asynccontextmanager
+async def wired(sdk: str) -> AsyncIterator[tuple[Served, Wire]]:
+    """As ``facing``, with a wire before the SDK: its cards are changed on their way to name that."""
+    async with wire_to(("127.0.0.1", int(sdk.rpartition(":")[2]))) as wire, trio.open_nursery() as nursery:
+
+        async def behave(exchange: Exchange) -> None:
+            async with httpx2.AsyncClient(trust_env=False, verify=False) as client:
+                card = (await client.get(sdk + exchange.target)).text
+            await sends(card.replace(sdk, wire.url).encode(), "application/json")(exchange)
+
+        fake = await serve_fake_model(nursery)
+        fake.default = behave
+        remote = {name: {"type": "a2a", "url": f"http://127.0.0.1:{fake.port}/{name}"} for name in AGENTS}
+        async with serving(settings_of(agents=remote)) as server:
+            yield server, wire
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_stream_of_the_sdk_is_taken_up_after_a_cut(sdk: str, agent: str) -> None:
+    async with wired(sdk) as (server, wire), connected(server, agent) as peer:
+        await peer.ask("count")
+        frames = []
+        for how in ("rst", "fin"):
+            frames.append(await peer.read())
+            wire.cut(how)  # type: ignore[arg-type]
+        frames += await peer.read_to_final()
+        assert frames[-1]["status"] == "completed", frames[-1]
+        texts = "".join(frame["content"] for frame in frames if frame["chunkType"] == "text")
+        assert texts == "".join(f"{number} " for number in range(10))
 
 
 async def test_a_session_is_one_context_of_the_sdk(sdk: str) -> None:

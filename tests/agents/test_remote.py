@@ -653,6 +653,26 @@ async def test_a_stream_that_only_goes_on_after_a_cut_is_looked_at_instead() -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_peer_that_subscribes_by_get_is_asked_by_get() -> None:
+    """The specification says POST, its proto file GET."""
+    ended = {"task": {"id": "T", "contextId": "C", "status": {"state": "TASK_STATE_COMPLETED"}}}
+    async with trio.open_nursery() as nursery:
+        fake = await serve_fake_model(nursery)
+        interface = {"url": f"http://127.0.0.1:{fake.port}", "protocolBinding": "HTTP+JSON", "protocolVersion": "1.0"}
+        fake.plan(as_json(card_at(fake, supportedInterfaces=[interface])))
+        fake.plan(sends(f"data: {json.dumps(WORKING)}\n\n".encode()))
+        fake.plan(refuses(405), sends(f"data: {json.dumps(ended)}\n\n".encode()))
+        async with facing(fake) as near, near.client() as client:
+            task = (await client.post("/agents/a/tasks", json={"input": {"content": "x"}})).json()
+            assert task["status"] == "completed"
+            assert [(each.method, each.target) for each in fake.requests[1:]] == [
+                ("POST", "/message:stream"),
+                ("POST", "/tasks/T:subscribe"),
+                ("GET", "/tasks/T:subscribe"),
+            ]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_ends_its_streams_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hector_trio.agents.remote.LONGEST_PAUSE", 0.01)
     async with trio.open_nursery() as nursery:
