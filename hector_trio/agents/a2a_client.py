@@ -28,6 +28,9 @@ from hector_trio.outgoing import TooLarge, drain, leave, read_whole, send, trust
 MAX_ANSWER: Final = 16 << 20
 """Bytes of one answer or of one event: a whole task may stand in it."""
 
+CANCEL_CONNECTIONS: Final = 16
+"""Connections for cancels."""
+
 MAX_CARD: Final = 1 << 20
 CARD_AGE: Final = 300.0
 """Seconds that a card counts which does not say how long."""
@@ -71,30 +74,39 @@ class PeerError(RunError):
 
 @asynccontextmanager
 async def open_peer(settings: RemoteAgent) -> AsyncIterator[Peer]:
-    """A connection pool to one agent. Nothing is sent before the first request; redirects are not followed and cookies
-    not kept; proxies of the environment count, except for agents on this machine."""
+    """Connections to one agent. Nothing is sent before the first request; redirects are not followed and cookies not
+    kept; proxies of the environment count, except for agents on this machine.
+
+    Cancels have connections of their own: they must not wait behind the requests that wait for a connection.
+    """
+    async with (
+        _pool(settings, settings.max_connections) as client,
+        _pool(settings, CANCEL_CONNECTIONS) as cancels,
+    ):
+        yield Peer(settings, client, cancels)
+
+
+def _pool(settings: RemoteAgent, most: int) -> httpx2.AsyncClient:
     timeout = httpx2.Timeout(
         connect=settings.connect_timeout, read=settings.read_timeout, write=settings.read_timeout, pool=None
     )
-    async with httpx2.AsyncClient(
+    return httpx2.AsyncClient(
         headers={"Accept-Encoding": "identity"},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         trust_env=not is_loopback(urlsplit(settings.url).hostname or ""),
         timeout=timeout,
         verify=trust(),
-        limits=httpx2.Limits(
-            max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections
-        ),
-    ) as client:
-        yield Peer(settings, client)
+        limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+    )
 
 
 class Peer:
     """One agent. Every operation raises PeerError; a cancel closes its connection at once."""
 
-    def __init__(self, settings: RemoteAgent, client: httpx2.AsyncClient) -> None:
+    def __init__(self, settings: RemoteAgent, client: httpx2.AsyncClient, cancels: httpx2.AsyncClient) -> None:
         self._settings = settings
         self._client = client
+        self._cancels = cancels
         self._origin = _origin(settings.url)
         self._credentials = dict(settings.headers)
         if settings.token is not None:
@@ -178,7 +190,7 @@ class Peer:
 
     async def cancel(self, task_id: str) -> Task:
         binding = await self._ready()
-        return self._read(binding.task, await self._ask(binding, binding.about("cancel", task_id)))
+        return self._read(binding.task, await self._ask(binding, binding.about("cancel", task_id), self._cancels))
 
     async def stream(self, request: SendMessageRequest) -> PeerEvents:
         """A message, answered by events; close them."""
@@ -207,8 +219,8 @@ class Peer:
         assert self._binding is not None
         return self._binding
 
-    async def _ask(self, binding: Binding, outgoing: Outgoing) -> bytes:
-        response = await self._send(outgoing, self._headers(binding, outgoing, "application/json"))
+    async def _ask(self, binding: Binding, outgoing: Outgoing, client: httpx2.AsyncClient | None = None) -> bytes:
+        response = await self._send(outgoing, self._headers(binding, outgoing, "application/json"), client)
         async with aclosing(response):
             body = await self._whole(response, MAX_ANSWER)
         if response.status_code >= 300:
@@ -248,12 +260,15 @@ class Peer:
 
     # --- HTTP, and what goes wrong in it
 
-    async def _send(self, outgoing: Outgoing, headers: Mapping[str, str]) -> httpx2.Response:
+    async def _send(
+        self, outgoing: Outgoing, headers: Mapping[str, str], client: httpx2.AsyncClient | None = None
+    ) -> httpx2.Response:
+        client = client or self._client
         try:
-            request = self._client.build_request(
+            request = client.build_request(
                 outgoing.method, outgoing.url, content=outgoing.content, headers=dict(headers)
             )
-            return await send(self._client, request)
+            return await send(client, request)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             said = str(error) or type(error).__name__
             detail = f"{_origin(outgoing.url)} cannot be reached: {said}"[:MAX_EXCERPT]

@@ -56,10 +56,13 @@ def call_agent(url: str, request: Request, *, stream: bool) -> int:
     """One task. Returns the exit code."""
 
     async def run() -> int:
-        async with open_peer(_settings(url)) as peer:
-            talk = Talk(RemoteAgent(AgentInfo(url, url), peer), stream=stream, as_json=target().json)
-            talk.context_id = request.context_id
-            return await talk.call(request, open_keyboard())
+        # A cancel, and no exception in the middle of it: the agent is to be told, whatever it is just doing.
+        with Interrupts() as interrupts, interrupts.scope():
+            async with open_peer(_settings(url)) as peer:
+                talk = Talk(RemoteAgent(AgentInfo(url, url), peer), stream=stream, as_json=target().json)
+                talk.context_id = request.context_id
+                return await talk.call(request, open_keyboard())
+        return INTERRUPTED
 
     return int(_exiting(run))
 
@@ -309,6 +312,9 @@ class Turn:
 
     async def reject(self, reason: str) -> NoReturn:
         raise RunError("rejected", reason)
+
+    def require_extension(self, uri: str) -> None:
+        raise RunError("extension_required", f"The client does not know the extension {uri}")
 
     async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         self.task_id = saved["taskId"]

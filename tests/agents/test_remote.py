@@ -357,6 +357,21 @@ async def test_a_client_that_leaves_here_stops_the_work_there() -> None:
         await far_end(both, "cancelled")
 
 
+async def test_a_cancel_does_not_wait_behind_those_who_wait_for_a_connection() -> None:
+    steered = Steered()
+    async with pair({"a": steered}, max_connections=1) as both, connected(both.near, "a") as peer:
+        await peer.ask("x", taskId="t")
+        await steered.wait_started("x")
+        for number in range(5):
+            await peer.ask(f"y{number}", taskId=f"y{number}")
+        await peer.send({"type": "cancel", "taskId": "t"})
+        assert (await peer.read_to_final())[-1]["status"] == "cancelled"
+        await steered.wait_ended("x")
+        (there,) = [each for each in await both.far_tasks() if each["status"] == "cancelled"]
+        assert there["status"] == "cancelled"
+        await steered.wait_started("y0")
+
+
 async def test_a_deadline_here_stops_the_work_there() -> None:
     steered = Steered()
     async with pair({"a": steered}) as both:
