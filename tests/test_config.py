@@ -316,7 +316,7 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         (
             "agents: {a: {lm: x}}",
             "agents.a.lm: unknown key; did you mean llm? (allowed: type, llm, name, description, version,"
-            " instructions, parameters, grace, max_grace, metadata)",
+            " instructions, parameters, grace, max_grace, metadata, a2a)",
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
         (
@@ -704,7 +704,8 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
             if rest.startswith(prefix):
                 places, rest = found, rest.removeprefix(prefix)
         for part in rest.split(".")[:-1]:
-            places = [place[part] for place in places]
+            found = [place[part.removesuffix("[]")] for place in places if part.removesuffix("[]") in place]
+            places = [item for each in found for item in each] if part.endswith("[]") else found
         assert any(rest.split(".")[-1] in place for place in places), key.path
         doc = re.sub(r"^\(\w+\) ", "", key.doc).replace("`", "")
         if not key.path.startswith("auth.tokens[]."):

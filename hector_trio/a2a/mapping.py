@@ -116,7 +116,7 @@ def artifact_pieces(parts: Sequence[Part], about: ArtifactChunk) -> list[Piece]:
 
 def reply_piece(parts: Sequence[Part], message_id: str) -> Piece:
     """A bare message as one chunk."""
-    if len(parts) == 1 and parts[0] == Part(text=parts[0].text):
+    if len(parts) == 1 and parts[0].text is not None and parts[0] == Part(text=parts[0].text):
         return Piece("text", parts[0].text, {"reply": message_id})
     return Piece("data", msgspec.to_builtins(list(parts)), {"reply": message_id})
 
@@ -215,6 +215,11 @@ class TaskView:
     def take(self, chunk: Chunk) -> list[StreamResponse]:
         """The events that the next chunk is, in order. Chunks come one after the other and none twice."""
         self.seq = chunk.seq
+        if chunk.chunk_type == "text" and chunk.artifact is UNSET and chunk.reply is UNSET:
+            event = self._text(chunk.content)
+            if self.status.state == "TASK_STATE_WORKING":
+                return [event]
+            return [*self.works(chunk.timestamp), event]
         if chunk.final:
             return self._end(chunk)
         if chunk.chunk_type == "metadata" and isinstance(chunk.content, dict):
@@ -276,6 +281,19 @@ class TaskView:
         return StreamResponse(
             status_update=TaskStatusUpdateEvent(self.task_id, self.context_id, status, metadata or None)
         )
+
+    def _text(self, text: str) -> StreamResponse:
+        """As ``_artifact``, of what most chunks are."""
+        artifact = Artifact(OUTPUT, [Part(text=text)])
+        building = self._artifacts.get(OUTPUT)
+        if building is None:
+            self._artifacts[OUTPUT] = _Building(artifact)
+        elif isinstance(last := building.parts[-1], list):
+            last.append(text)
+        else:
+            building.parts.append([text])
+        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, building is not None)
+        return StreamResponse(artifact_update=update)
 
     def _artifact(self, chunk: Chunk) -> StreamResponse:
         about = chunk.artifact

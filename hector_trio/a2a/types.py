@@ -62,6 +62,8 @@ class Part(Record, frozen=True):
     media_type: str | None = None
 
     def __post_init__(self) -> None:
+        if self.text is not None and self.raw is None and self.url is None and self.data is UNSET:
+            return
         kinds = (self.text is not None) + (self.raw is not None) + (self.url is not None)
         if kinds == 1 and self.data is None:
             force_setattr(self, "data", UNSET)  # a null beside another kind says that this one is not set

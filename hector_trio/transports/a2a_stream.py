@@ -21,8 +21,8 @@ from hector_trio.task import TaskRow, decode_chunk
 KEEP_ALIVE: Final = 2.5
 """Seconds without an event after which a stream says that it is still there; 3 are promised."""
 
-BATCH: Final = 1024
-"""Chunks that are read together at most."""
+BATCH: Final = 128
+"""Chunks that are read together at most: what one look at a stream costs the others."""
 
 _PLACE: Final = re.compile(r"([0-9]{1,18})(\.1)?\Z")
 

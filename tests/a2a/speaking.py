@@ -13,8 +13,8 @@ import trio
 from hector_trio.agents import Agent, AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.config import A2a
-from hector_trio.sse import Decoder, Event
 from tests.serving import Served, serving, settings_of
+from tests.transports.test_sse import Reader
 
 Binding = Literal["jsonrpc", "http"]
 BINDINGS: tuple[Binding, ...] = ("jsonrpc", "http")
@@ -47,27 +47,23 @@ class Happened(NamedTuple):
 
 
 class Stream:
-    """The events of a stream, one by one."""
+    """The events of a stream, one by one, over a socket of its own: leaving it is closing the socket."""
 
-    def __init__(self, response: httpx2.Response, binding: Binding) -> None:
-        self.response = response
-        self._pieces = response.aiter_bytes()
-        self._decoder = Decoder()
-        self._events: list[Event] = []
+    def __init__(self, reader: Reader, binding: Binding) -> None:
+        self.headers = reader.headers
+        self._reader = reader
         self._binding = binding
-        self.comments = 0
+
+    @property
+    def comments(self) -> int:
+        return self._reader.raw.count(b":\n\n")
 
     async def next(self) -> Happened | None:
         """``None`` at the end. Raises: Refused for an error in the middle."""
         with trio.fail_after(10):
-            while not self._events:
-                try:
-                    piece = await anext(self._pieces)
-                except StopAsyncIteration:
-                    return None
-                self.comments += piece.startswith(b":")
-                self._events += self._decoder.feed(piece)
-        event = self._events.pop(0)
+            event = await self._reader.read()
+        if event is None:
+            return None
         body = json.loads(event.data)
         if "error" in body:
             raise Refused(body["error"]["code"], body["error"])
@@ -126,12 +122,19 @@ class Speaker:
         """Leaving cuts the connection. Raises: Refused."""
         more = {name.replace("_", "-"): text for name, text in headers.items()}
         asked = self._request(operation, params or {})
-        async with self.client.stream(**asked, headers=self.headers | more) as response:
-            if not response.headers["content-type"].startswith("text/event-stream"):
-                body = json.loads(await response.aread())
-                raise Refused(body["error"]["code"], body["error"])
-            assert response.status_code == 200
-            yield Stream(response, self.binding)
+        request = self.client.build_request(**asked, headers=self.headers | more)
+        url = request.url
+        async with await trio.open_tcp_stream(url.host, url.port or 80) as socket:
+            reader = Reader(socket)
+            fields = {name: text for name, text in request.headers.items() if name not in _OWN}
+            await reader.ask(request.method, url.raw_path.decode(), fields, request.content)
+            if not reader.headers["Content-Type"].startswith("text/event-stream"):
+                while await reader.piece() is not None:
+                    pass
+                error = json.loads(reader.raw)["error"]
+                raise Refused(error["code"], error)
+            assert reader.status == 200
+            yield Stream(reader, self.binding)
 
     def _request(self, operation: str, params: dict[str, Any]) -> dict[str, Any]:
         here = f"/a2a/{self.agent_id}"
@@ -150,13 +153,16 @@ class Speaker:
     async def send(self, text: str = "hi", **more: Any) -> dict[str, Any]:
         """The task (or the message, as ``{"message": …}``) that a message leads to."""
         result: dict[str, Any] = await self.ask("SendMessage", message_of(text, **more))
-        return result["task"] if "task" in result else result  # type: ignore[no-any-return]
+        found: dict[str, Any] = result.get("task", result)
+        return found
 
     async def get(self, task_id: str, **more: Any) -> dict[str, Any]:
         found: dict[str, Any] = await self.ask("GetTask", {"id": task_id, **more})
         return found
 
 
+_OWN = ("host", "content-length", "connection", "accept-encoding")
+"""Headers that the reader sets itself."""
 _PATHS = {
     "SendMessage": ("POST", "/message:send"),
     "SendStreamingMessage": ("POST", "/message:stream"),

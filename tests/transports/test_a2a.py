@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from hector_trio import Part
+from hector_trio.a2a.mapping import content_of
+from hector_trio.a2a.types import Message
 from hector_trio.agents import Context
+from hector_trio.config import A2aExtension, A2aSkill
 from hector_trio.errors import RunError
 from hector_trio.models import Content
 from tests.a2a.speaking import (
@@ -188,7 +192,8 @@ async def test_artifacts_come_back_as_they_were_made(binding: Binding) -> None:
 @both
 async def test_what_the_agent_does_not_take_is_refused(binding: Binding) -> None:
     async with speaking(echo, binding, input_modes=["text/*"]) as (_, speaker):
-        for part in ({"raw": "AAE=", "mediaType": "image/png"}, {"data": {}}, {"url": "https://x"}):
+        refused: list[Any] = [{"raw": "AAE=", "mediaType": "image/png"}, {"data": {}}, {"url": "https://x"}]
+        for part in refused:
             with pytest.raises(Refused, match="CONTENT_TYPE_NOT_SUPPORTED"):
                 await speaker.ask("SendMessage", message_of(parts=[part]))
         assert text_of(await speaker.send(parts=[{"text": "a,b", "mediaType": "text/csv; header=absent"}])) == "a,b"
@@ -502,10 +507,6 @@ async def test_without_credentials_nothing_is_answered_but_the_card(binding: Bin
 async def test_the_extended_card_is_for_who_has_shown_who_they_are(binding: Binding) -> None:
     skill = {"id": "s", "name": "S", "description": "Secret", "tags": ["x"]}
     tokens = settings_of(auth={"tokens": TOKENS})
-    import msgspec
-
-    from hector_trio.config import A2aSkill
-
     extended = [msgspec.convert(skill, A2aSkill)]
     async with speaking(echo, binding, settings=tokens, extended_skills=extended) as (served, _):
         async with served.client(headers=bearer("alice")) as client:
@@ -535,8 +536,6 @@ async def test_what_the_card_does_not_declare_is_refused(binding: Binding) -> No
 
 @both
 async def test_a_required_extension_must_be_declared(binding: Binding) -> None:
-    from hector_trio.config import A2aExtension
-
     extensions = [A2aExtension("urn:must", required=True), A2aExtension("urn:may")]
     async with speaking(echo, binding, extensions=extensions) as (_, speaker):
         with pytest.raises(Refused, match="EXTENSION_SUPPORT_REQUIRED") as refused:
@@ -548,8 +547,6 @@ async def test_a_required_extension_must_be_declared(binding: Binding) -> None:
 
 @both
 async def test_an_agent_can_ask_for_an_extension_itself(binding: Binding) -> None:
-    from hector_trio.config import A2aExtension
-
     async def needs(ctx: Context) -> None:
         ctx.require_extension("urn:must")
         await ctx.emit_text("ok")
@@ -592,8 +589,5 @@ async def test_a_task_of_a2a_is_a_task_of_the_seed(binding: Binding) -> None:
 
 
 def test_an_input_of_one_data_part_is_json() -> None:
-    from hector_trio.a2a.mapping import content_of
-    from hector_trio.a2a.types import Message
-
     data = Message("m", "ROLE_USER", [Part(data={"a": 1})])
     assert content_of(data) == Content("application/json", {"a": 1})
