@@ -180,9 +180,11 @@ async def test_a_long_text_is_cut_into_pieces_that_a_chunk_can_hold() -> None:
             await ctx.artifact("xyz" * 100_000, artifact_id="A", append=number > 0)
 
     async with pair({"a": talk}, far=settings_of(limits={"chunk_bytes": 1 << 20})) as both:
-        assert (await both.ask("x", taskId="t"))["status"] == "completed"
-        chunks = await both.log("t")
-        assert sum(len(chunk["content"]) for chunk in chunks if chunk["chunkType"] == "text") == 1_200_000
+        async with connected(both.near, "a") as peer:
+            await peer.ask("x")
+            frames = await peer.read_to_final()
+        assert frames[-1]["status"] == "completed"
+        assert sum(len(frame["content"]) for frame in frames if frame["chunkType"] == "text") == 1_200_000
 
 
 async def test_what_an_a2a_client_sends_here_arrives_there_part_by_part() -> None:
