@@ -105,12 +105,18 @@ class JsonRpc:
 
     def refusal(self, status: int, data: bytes) -> errors.A2AError:
         try:
-            self._result(data)
-        except errors.A2AError as error:
-            return error
-        except Garbage:
-            pass
-        return _by_status(status, "")
+            error = self._answers.decode(data).error
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            error = None
+        if error is None:
+            return _by_status(status, "")
+        # What stands before the agent may refuse in the shape of HTTP+JSON.
+        kind = _BY_CODE.get(error.code)
+        return (
+            _known(error.data, error.message)
+            or (kind(error.message) if kind is not None else None)
+            or _by_status(status, error.message)
+        )
 
     def _result(self, data: bytes) -> msgspec.Raw:
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import trio
 
 from hector_trio.a2a import cards, errors, requests
 from hector_trio.a2a import types as a2a
@@ -134,14 +135,15 @@ async def stream_message(caller: Caller, request: a2a.SendMessageRequest) -> Eve
         reader = opening.enter_context(TaskReader(caller.services.engine, row, viewer=True))
         await reader.catch_up(row.last_seq)
         reader.answered()
-        if caller.agent.info.replies and not row.last_seq:
-            await reader.settle(decides=True)
-        _check_extension(reader)
-        if reader.view.reply is not None:
-            first = a2a.StreamResponse(message=reader.view.reply)
-        else:
-            first = a2a.StreamResponse(task=await _task(caller, reader, configuration.history_length))
-        return _events(caller, reader, opening, [Event(str(reader.view.seq), first)], ends_with_question=True)
+
+        async def first() -> Event:
+            _check_extension(reader)
+            if reader.view.reply is not None:
+                return Event(str(reader.view.seq), a2a.StreamResponse(message=reader.view.reply))
+            return await _snapshot(caller, reader, configuration.history_length)
+
+        decides = caller.agent.info.replies and not row.last_seq
+        return _events(caller, reader, opening, first, decides=decides, ends_with_question=True)
 
 
 def _check_extension(reader: TaskReader) -> None:
@@ -301,8 +303,13 @@ async def subscribe(caller: Caller, request: a2a.SubscribeToTaskRequest) -> Even
     with ExitStack() as opening:
         reader = opening.enter_context(TaskReader(caller.services.engine, row, viewer=True))
         await reader.catch_up()
-        first = Event(str(reader.view.seq), a2a.StreamResponse(task=await _task(caller, reader, None)))
-        return _events(caller, reader, opening, [first])
+        first = await _snapshot(caller, reader, None)
+
+        async def given() -> Event:
+            await trio.lowlevel.checkpoint()
+            return first
+
+        return _events(caller, reader, opening, given)
 
 
 async def _resumed(caller: Caller, row: TaskRow, place: Place) -> Events:
@@ -316,11 +323,21 @@ async def _resumed(caller: Caller, row: TaskRow, place: Place) -> Events:
         await reader.catch_up(place.seq)
         if place.begun:
             reader.answered(force=True)
-        return _events(caller, reader, opening, [])
+        return _events(caller, reader, opening, None)
+
+
+async def _snapshot(caller: Caller, reader: TaskReader, history_length: int | None) -> Event:
+    """The Task as the reader has come to see it, and where that is."""
+    seq = reader.view.seq
+    return Event(str(seq), a2a.StreamResponse(task=await _task(caller, reader, history_length)))
 
 
 def _events(
-    caller: Caller, reader: TaskReader, opening: ExitStack, first: list[Event], *, ends_with_question: bool = False
+    caller: Caller,
+    reader: TaskReader,
+    opening: ExitStack,
+    first: Callable[[], Awaitable[Event]] | None,
+    **how: bool,
 ) -> Events:
     """From here on the stream holds what was opened."""
     marked = cards.RESUME in caller.extensions and cards.resumes(caller.agent.info.a2a)
@@ -328,8 +345,8 @@ def _events(
         reader,
         opening.pop_all(),
         first,
-        ends_with_question=ends_with_question,
         extension=cards.RESUME if marked else None,
+        **how,
     )
 
 

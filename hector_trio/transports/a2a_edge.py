@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -14,6 +15,7 @@ from hector_trio.a2a import types as a2a
 from hector_trio.a2a.requests import extensions_of
 from hector_trio.agents import Agent
 from hector_trio.auth import CHALLENGE
+from hector_trio.observability import Metrics
 from hector_trio.sse import comment
 from hector_trio.transports.a2a import Caller, Event, Events, Operation, activated, perform
 from hector_trio.transports.problems import RETRY_AFTER
@@ -84,7 +86,7 @@ class ServerSentEvents:
         events: Events,
         encode: Callable[[a2a.StreamResponse], bytes],
         failed: Callable[[errors.A2AError], bytes],
-        until: float,
+        until: float = math.inf,
     ) -> None:
         """``until``: the ``trio.current_time()`` at which it ends, wherever it is then."""
         self._until = until
@@ -121,15 +123,16 @@ def stream_reply(
     headers: dict[str, str],
 ) -> Reply:
     """The answer that streams. What the stream holds is given back however the request ends, also before its head."""
-    call.nursery.start_soon(_close_at_the_end, events, name="a2a stream")
+    call.nursery.start_soon(_close_at_the_end, events, call.services.metrics, name="a2a stream")
     return Reply(events=ServerSentEvents(events, encode, failed, call.until), headers=headers)
 
 
-async def _close_at_the_end(events: Events) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        await events.aclose()
+async def _close_at_the_end(events: Events, metrics: Metrics) -> None:
+    with metrics.stream("sse"):
+        try:
+            await trio.sleep_forever()
+        finally:
+            await events.aclose()
 
 
 @dataclass(frozen=True, slots=True)

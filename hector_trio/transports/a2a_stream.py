@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Final, NamedTuple, Protocol
 
@@ -150,15 +151,18 @@ class TaskEvents:
         self,
         reader: TaskReader,
         opening: ExitStack,
-        first: list[Event],
+        first: Callable[[], Awaitable[Event]] | None,
         *,
-        ends_with_question: bool,
+        decides: bool = False,
+        ends_with_question: bool = False,
         extension: str | None = None,
     ) -> None:
-        """``reader`` is open, closed with ``opening``. ``extension``: every event's metadata says where it stands."""
+        """``reader`` is open, closed with ``opening``. ``first`` makes the first event of what was read by then;
+        ``decides``: once the agent has said anything. ``extension``: every event's metadata says where it stands."""
         self._reader = reader
         self._opening = opening
         self._first = first
+        self._decides = decides
         self._ends_with_question = ends_with_question
         self._extension = extension
 
@@ -166,21 +170,26 @@ class TaskEvents:
         return self
 
     async def __anext__(self) -> list[Event]:
-        if self._first:
-            first, self._first = self._first, []
-            await trio.lowlevel.checkpoint()
-            return self._marked(first)
+        reader = self._reader
+        if self._first is not None and not (self._decides and not reader.view.seq):
+            first, self._first = self._first, None
+            try:
+                return self._marked([await first()])
+            except HectorError as error:
+                raise errors.of(error) from error
         if self._over():
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration
-        if not self._reader.ready:
+        if not reader.ready:
             with trio.move_on_after(KEEP_ALIVE):
-                await self._reader.wait()
-            if not self._reader.ready:
+                await reader.wait()
+            if not reader.ready:
                 return []
-        events = await self._reader.read()
+        events = await reader.read()
         if not events:
             raise StopAsyncIteration
+        if self._first is not None:  # what was read is in the first event
+            return await anext(self) if reader.view.seq else []
         return self._marked(self._cut(events))
 
     async def aclose(self) -> None:

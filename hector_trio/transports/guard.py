@@ -179,7 +179,7 @@ class Exchange:
     async def refuse(self, scope: Message, error: HectorError) -> None:
         """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade."""
         body = body_of(error, instance=scope["path"], request_id=scope[REQUEST_ID])
-        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))
         if scope["type"] == "http":
             if isinstance(error, PayloadTooLarge | InvalidRequest):

@@ -244,7 +244,7 @@ async def refuse(error: HectorError) -> Response:
     scope: Any = current.scope
     body = body_of(error, instance=current.path, request_id=scope.get(REQUEST_ID, ""))
     response = Response(body, status_of(error))
-    response.headers.update(headers_of(error))
+    response.headers.update(headers_of(error, current.path))
     if scope.get(STREAMED) and not cast(HectorRequestBody, cast(Request, current).body).complete:
         response.headers["Connection"] = "close"  # what still comes of the body is not read (RFC 9112, 9.6)
     return response

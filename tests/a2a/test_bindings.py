@@ -124,6 +124,14 @@ def test_what_a_refusal_over_json_rpc_means() -> None:
     assert type(refused(-32603, named)) is errors.VersionNotSupportedError
 
 
+def test_json_rpc_may_be_refused_in_the_shape_of_http() -> None:
+    said = json.dumps(errors.http_body(errors.UnauthenticatedError("who?"))).encode()
+    refusal = binding("JSONRPC", "1.0").refusal(401, said)
+    assert (type(refusal), refusal.message) == (errors.UnauthenticatedError, "who?")
+    said = json.dumps({"error": errors.jsonrpc_error(errors.TaskNotFoundError("where?"))}).encode()
+    assert type(binding("JSONRPC", "1.0").refusal(400, said)) is errors.TaskNotFoundError
+
+
 def test_what_a_refusal_over_http_means() -> None:
     http = binding("HTTP+JSON", "1.0")
     for kind in errors.CODES:

@@ -124,7 +124,7 @@ async def test_a_stream_of_the_sdk_is_taken_up_after_a_cut(sdk: str, agent: str)
         frames = []
         for how in ("rst", "fin"):
             frames.append(await peer.read())
-            wire.cut(how)  # type: ignore[arg-type]
+            wire.cut(how)
         frames += await peer.read_to_final()
         assert frames[-1]["status"] == "completed", frames[-1]
         texts = "".join(frame["content"] for frame in frames if frame["chunkType"] == "text")

@@ -385,6 +385,72 @@ async def test_pages_are_complete_and_disjoint_while_new_tasks_arrive(store: Sto
     assert (first.total, second.total, third.total, third.next_token) == (5, 6, 6, "")
 
 
+async def test_recent_tasks_are_in_the_order_in_which_their_states_changed(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    rows = [await accept(store, f"t{n}", session_id="s" if n % 2 else None, created_at=NOW + n) for n in range(6)]
+    await accept(store, "other", agent_id="b")
+    await accept(store, "hers", owner="bob")
+
+    async def recent(**filters: Any) -> list[str]:
+        found: list[str] = []
+        token = ""
+        while True:
+            page = await store.recent_tasks("alice", "a", now=NOW, limit=2, token=token, **filters)
+            assert page.total >= len(page.items)
+            found += [row.task_id for row in page.items]
+            token = page.next_token
+            if not token:
+                return found
+
+    assert await recent() == ["t5", "t4", "t3", "t2", "t1", "t0"]
+    question = Question("?", NOW)
+    moves = [
+        (rows[0], Change("running", at=NOW + 100)),
+        (rows[1], Change("input_required", question=question, at=NOW + 50, mark="auth")),
+        (rows[2], Change("failed", ended_at=NOW + 100, mark="rejected")),
+        (rows[3], Change("completed", ended_at=NOW + 200, mark="reply")),
+        (rows[4], Change("failed", ended_at=NOW + 10)),
+    ]
+    await store.append([chunks(row.key, 1, b"x", change=change) for row, change in moves])
+    assert await recent() == ["t2", "t0", "t1", "t4", "t5"]  # of two at once, the later task first; no reply
+    assert await recent(session_id="s") == ["t1", "t5"]
+    assert await recent(since=NOW + 50) == ["t2", "t0", "t1"]
+    assert await recent(states=[("failed", None)]) == ["t4"]
+    assert await recent(states=[("failed", "rejected"), ("pending", None)]) == ["t2", "t5"]
+    assert await recent(states=[("input_required", None)]) == []
+    row = await store.get_task_by_key(rows[1].key)
+    assert row is not None
+    assert (row.status_at, row.mark) == (NOW + 50, "auth")
+    await store.append([chunks(rows[1].key, 2, change=Change("pending", question=question))])
+    row = await store.get_task_by_key(rows[1].key)
+    assert row is not None
+    assert (row.status_at, row.mark) == (NOW + 50, None)
+    first = await store.recent_tasks("alice", "a", now=NOW, limit=1)
+    for token in (first.next_token[:-1], first.next_token.split(".")[0], "x.y", "."):
+        with pytest.raises(InvalidRequest):
+            await store.recent_tasks("alice", "a", now=NOW, token=token)
+    with pytest.raises(InvalidRequest):
+        await store.recent_tasks("alice", "a", now=NOW, since=1, token=first.next_token)
+
+
+async def test_the_lines_of_a_task_come_with_their_originals(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    one, two = [await accept(store, name, session_id="s") for name in ("one", "two")]
+    for n, row in enumerate((one, two, one, one)):
+        line = message(f"line {n}", row.task_id, original=b"{%d}" % n if n else None)
+        await store.append([chunks(row.key, (n + 1) // 2 + 1 if row is one else 1, b"x", message=line)])
+    lines = await store.task_messages(one.key, limit=9)
+    assert [(line.content, line.original) for line in lines] == [
+        ("line 0", None),
+        ("line 2", b"{2}"),
+        ("line 3", b"{3}"),
+    ]
+    assert [line.content for line in await store.task_messages(one.key, limit=2)] == ["line 2", "line 3"]
+    assert [line.content for line in await store.task_messages(one.key, limit=9, limit_bytes=1)] == ["line 3"]
+    assert await store.task_messages((await accept(store, "alone")).key, limit=9) == []
+    assert all(line.original is None for line in (await store.list_messages("alice", "s", now=NOW)).items)
+
+
 async def test_a_token_of_another_list_or_a_changed_one_is_refused(store: Store) -> None:
     await store.create_session(new_session(), limit=9)
     await store.create_session(new_session("s2"), limit=9)

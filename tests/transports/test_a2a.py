@@ -500,6 +500,8 @@ async def test_without_credentials_nothing_is_answered_but_the_card(binding: Bin
             answer = await client.post(url, json={})
             assert answer.status_code == 401
             assert answer.headers["www-authenticate"].startswith("Bearer")
+            error = answer.json()["error"]  # in the protocol's own shape, though it was not yet spoken
+            assert (error["code"], error["status"], error["details"][0]["reason"]) == (401, *["UNAUTHENTICATED"] * 2)
             assert (await client.get("/a2a/a/.well-known/agent-card.json")).status_code == 200
 
 

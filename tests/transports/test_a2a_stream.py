@@ -160,6 +160,34 @@ async def test_a_silent_stream_says_that_it_is_there(binding: Binding, monkeypat
             counting.say(0)
 
 
+@both
+async def test_a_stream_is_open_while_an_agent_decides_how_to_answer(
+    binding: Binding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(a2a_stream, "KEEP_ALIVE", 0.05)
+    decided = trio.Event()
+
+    async def decides(ctx: Context) -> None:
+        await decided.wait()
+        if ctx.text == "task":
+            await ctx.emit_text("a task")
+        else:
+            await ctx.reply("a message")
+
+    async with speaking(decides, binding, replies=True) as (_, speaker):
+        async with speaker.stream("SendStreamingMessage", message_of("message")) as stream:
+            with trio.move_on_after(0.3):
+                assert await stream.next() is None  # nothing but comments
+            assert stream.comments
+            decided.set()
+            assert [each.kind for each in await stream.rest()] == ["message"]
+        async with speaker.stream("SendStreamingMessage", message_of("task")) as stream:
+            events = await stream.rest()
+        assert events[0].kind == "task"
+        assert said(events) == "a task"
+        assert state_of((events[-1] if len(events) > 1 else events[0]).value) == "COMPLETED"
+
+
 async def test_work_shows_before_the_first_word() -> None:
     counting = Counting()
     async with speaking(counting) as (_, speaker):
