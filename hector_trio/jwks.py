@@ -20,7 +20,7 @@ from hector_trio.auth import Principal
 from hector_trio.claims import EXPIRED, MAX_TOKEN, NOT_ACCEPTED, Key, Reader, Wanted, find_key, read_keys
 from hector_trio.config import Jwt, is_loopback
 from hector_trio.errors import HectorError, InvalidToken, KeysUnavailable
-from hector_trio.outgoing import TooLarge, read_whole, send
+from hector_trio.outgoing import TooLarge, read_whole, send, trust
 
 FETCH_LIMIT: Final = 5.0
 """Seconds that a fetch may take, and with it a caller who waits for its end."""
@@ -48,6 +48,7 @@ async def open_jwks(settings: Jwt, *, pause: float = PAUSE) -> AsyncIterator[Jwk
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         trust_env=not is_loopback(host),
         timeout=FETCH_LIMIT,
+        verify=trust(),
     ) as client:
         yield Jwks(settings, client, pause)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Any, Final
 
 import httpx2
@@ -13,6 +15,13 @@ DRAIN_SECONDS: Final = 0.5
 """How long a complete answer waits for the end of its HTTP body, so that the connection can be used again."""
 
 DRAIN_BYTES: Final = 64 * 1024
+
+
+@cache
+def trust() -> ssl.SSLContext:
+    """Whom to believe over TLS: the usual authorities, or those that the environment names. Read once, because reading
+    them takes a tenth of a second."""
+    return httpx2.create_ssl_context()
 
 
 class TooLarge(Exception):
@@ -69,19 +78,24 @@ class _Connecting:
 
 @asynccontextmanager
 async def parts_of(response: httpx2.Response) -> AsyncIterator[AsyncGenerator[bytes]]:
-    """The response's body as it arrives.
-
-    Leaving before its end unwinds httpx2's chain of generators with a read that is cancelled: closing the outermost
-    leaves an inner one to the garbage collector.
-    """
+    """The response's body as it arrives; left as ``leave`` does."""
     parts = response.aiter_raw()
     try:
         yield parts
     finally:
-        with trio.CancelScope(shield=True) as leaving, suppress(httpx2.HTTPError):
-            leaving.cancel()
-            async for _ in parts:
-                pass  # what had arrived before the cancel
+        await leave(parts)
+
+
+async def leave(parts: AsyncGenerator[bytes]) -> None:
+    """Ends the reading of a body, wherever it is.
+
+    Unwinds httpx2's chain of generators with a read that is cancelled: closing the outermost leaves an inner one to the
+    garbage collector.
+    """
+    with trio.CancelScope(shield=True) as leaving, suppress(httpx2.HTTPError):
+        leaving.cancel()
+        async for _ in parts:
+            pass  # what had arrived before the cancel
 
 
 async def drain(parts: AsyncGenerator[bytes]) -> None:

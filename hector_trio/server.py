@@ -26,11 +26,13 @@ from hector_trio import __version__, connection
 from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.llm import LlmAgent
+from hector_trio.agents.remote import open_remote
 from hector_trio.auth import Authenticator
 from hector_trio.config import (
     DemoLlm,
     Llm,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     check_exposure,
@@ -51,11 +53,13 @@ from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.websocket import add_websocket
 from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
 if TYPE_CHECKING:
+    from hector_trio.a2a.signing import CardSigner
     from hector_trio.jwks import Jwks
 
 CLOSING_LIMIT: Final = 3.0
@@ -94,7 +98,7 @@ async def open_app(
         if watch is not None:
             models = {name: watch.provider(model) for name, model in models.items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
-        served = {**_configured(settings, models), **(agents or {})}
+        served = {**await _configured(settings, models, stack), **(agents or {})}
         for agent in served.values():
             if isinstance(agent, FunctionAgent):
                 agent.limiter = limiter
@@ -106,6 +110,7 @@ async def open_app(
         if settings.push.enabled:
             push = await stack.enter_async_context(open_push(engine, settings.push, observer=metrics))
             metrics.watch_push(push)
+        signer = _card_signer(settings.server)
         issuer = await stack.enter_async_context(_open_issuer(settings))
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
@@ -121,6 +126,7 @@ async def open_app(
             _only_loopback(settings.server),
             watch,
             push,
+            signer,
         )
         app = App(services)
         for each in prepare:
@@ -273,6 +279,20 @@ def _open_store(settings: Settings, instance: str, metrics: Metrics) -> Abstract
     )
 
 
+def _card_signer(server: Server) -> CardSigner | None:
+    if server.card_key is None or server.base_url is None:
+        return None
+    try:
+        from hector_trio.a2a.signing import CardSigner
+    except ImportError as error:
+        raise ConfigError(f'server.card_key needs {error.name}: pip install "hector_trio[jwt]"') from error
+    try:
+        return CardSigner(Path(server.card_key).read_bytes(), server.base_url + KEYS_PATH)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"server.card_key: cannot use {server.card_key}: {reason}") from error
+
+
 @asynccontextmanager
 async def _open_issuer(settings: Settings) -> AsyncIterator[Jwks | None]:
     if settings.auth.jwt is None:
@@ -302,7 +322,7 @@ async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
         yield provider
 
 
-def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str, Agent]:
+async def _configured(settings: Settings, models: Mapping[str, Provider], stack: AsyncExitStack) -> dict[str, Agent]:
     agents: dict[str, Agent] = {}
     for agent_id, each in settings.agents.items():
         info = AgentInfo(
@@ -318,6 +338,8 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
+        elif isinstance(each, RemoteAgent):
+            agents[agent_id] = await stack.enter_async_context(open_remote(info, each))
         else:
             agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)
     return agents

@@ -23,8 +23,8 @@ EDGE = {
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
-    "server", "connection", "engine", "observability", "push", "client/stream", "client/websocket", "cli",
-    "transports/websocket", "transports/sse", "transports/quart_app", "transports/direct",
+    "server", "connection", "engine", "agents/remote", "observability", "push", "client/stream", "client/websocket",
+    "cli", "transports/websocket", "transports/sse", "transports/quart_app", "transports/direct",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

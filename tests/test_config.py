@@ -20,6 +20,7 @@ from hector_trio.config import (
     LlmAgent,
     OpenAiLlm,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     Token,
@@ -318,8 +319,11 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
             " instructions, parameters, grace, max_grace, metadata, a2a)",
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
-        ("agents: {a: {type: pyton}}", "agents.a.type: expected one of llm, python, got 'pyton'; did you mean python?"),
-        ("agents: {a: {type: [x]}}", "agents.a.type: expected one of llm, python, got a list"),
+        (
+            "agents: {a: {type: pyton}}",
+            "agents.a.type: expected one of llm, python, a2a, got 'pyton'; did you mean python?",
+        ),
+        ("agents: {a: {type: [x]}}", "agents.a.type: expected one of llm, python, a2a, got a list"),
         ("llms: {m: {type: {x: y}}}\n" + AGENTS, "llms.m.type: expected one of demo, openai, got a mapping"),
         ("agents: {a: {type: python}}", "agents.a.function: is missing; it takes text"),
         ("agents: {a: {type: python, function: main}}", "agents.a.function: 'main' is no function, such as"),
@@ -465,6 +469,19 @@ def test_a_complaint_never_repeats_a_secret() -> None:
     said = complaint(text, {"T": "tok en-secret", "H": "line\nsecret"})
     assert "secret" not in said.replace("X: ", "")
     assert "key with" not in said
+
+
+def test_an_agent_elsewhere_needs_only_its_address() -> None:
+    agent = read("agents: {a: {type: a2a, url: 'https://x.example/a2a/b/', token: '${T}'}}", {"T": "t" * 20}).agents[
+        "a"
+    ]
+    assert isinstance(agent, RemoteAgent)
+    assert (agent.url, agent.token, agent.read_timeout) == ("https://x.example/a2a/b", "t" * 20, 60)
+    assert secrets(read("agents: {a: {type: a2a, url: 'http://x', token: ttt, headers: {X: hhh}}}")) == ["ttt", "hhh"]
+    assert "agents.a.url: is missing" in complaint("agents: {a: {type: a2a}}")
+    assert "agents.a.url: 'x' is no http(s) address" in complaint("agents: {a: {type: a2a, url: x}}")
+    assert "secret" not in complaint("agents: {a: {type: a2a, url: 'http://x', token: 'se cret'}}")
+    assert "belongs to `type: a2a`" in complaint("agents: {a: {url: 'http://x'}}")
 
 
 JWT = "auth: {jwt: {issuer: i, audience: a, jwks_url: 'https://x.example/k?p=1'%s}}\n" + AGENTS

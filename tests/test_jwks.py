@@ -391,6 +391,29 @@ async def test_a_streamed_post_whose_token_expires_cancels_its_task() -> None:
         await steered.wait_ended("x")
 
 
+async def test_a_stream_of_a2a_ends_when_its_token_expires() -> None:
+    steered = Steered()
+    async with issuing(ONE) as issuer, serving(secured(issuer), agent(steered)) as server, server.client() as client:
+        message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "x"}]}
+        headers = {**bearer(ONE.sign(exp=int(time.time()) + 2)), "A2A-Version": "1.0"}
+        with trio.fail_after(10):
+            cut = (await client.post("/a2a/a/message:stream", json={"message": message}, headers=headers)).text
+        assert "TASK_STATE_WORKING" in cut
+        assert "TASK_STATE_COMPLETED" not in cut
+        steered.let("x")
+        await steered.wait_ended("x")  # which the protocol keeps apart from its streams
+
+
+async def test_the_extended_card_is_for_whoever_has_a_token() -> None:
+    async with issuing(ONE) as issuer, serving(secured(issuer)) as server, server.client() as client:
+        assert (await client.get("/a2a/assistant/.well-known/agent-card.json")).status_code == 200
+        place, version = "/a2a/assistant/extendedAgentCard", {"A2A-Version": "1.0"}
+        assert (await client.get(place, headers=version)).status_code == 401
+        assert (await client.get(place, headers={**version, **bearer(TWO.sign())})).status_code == 401
+        card = await client.get(place, headers={**version, **bearer(ONE.sign())})
+        assert (card.status_code, card.json()["name"]) == (200, "assistant")
+
+
 async def test_without_pyjwt_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

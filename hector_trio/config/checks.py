@@ -80,6 +80,8 @@ def check_together(settings: Settings, issues: Issues) -> None:
         if size > room:
             issues.add(("uploads", smaller), f"{size} is more than uploads.{larger}, {room}")
     server = settings.server
+    if server.card_key is not None and server.base_url is None:
+        issues.add(("server", "card_key"), "a signed card names this server's public address: set server.base_url")
     if not server.host and server.uds is None and server.fd is None:
         issues.add(("server", "host"), "the list is empty; name an address, such as 127.0.0.1")
     if server.uds is not None and server.fd is not None:
@@ -96,6 +98,8 @@ def check_files(settings: Settings, *, source: str) -> None:
     named: list[tuple[Path, str]] = []
     if tls is not None:
         named += [(("server", "tls", "cert"), tls.cert), (("server", "tls", "key"), tls.key)]
+    if settings.server.card_key is not None:
+        named.append((("server", "card_key"), settings.server.card_key))
     if settings.auth.jwt is not None and settings.auth.jwt.jwks_file is not None:
         named.append((("auth", "jwt", "jwks_file"), settings.auth.jwt.jwks_file))
     for agent_id, agent in settings.agents.items():

@@ -14,6 +14,7 @@ from hector_trio.config.settings import (
     OpenAiLlm,
     PushSettings,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     StoreSettings,
@@ -182,6 +183,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Server, "uds"): _check_path,
     (Server, "root_path"): _check_root_path,
     (Server, "base_url"): _check_url,
+    (Server, "card_key"): _check_path,
     (Server, "trusted_proxies"): _check_proxy,
     (Server, "allow_origins"): _check_origin,
     (Server, "allowed_hosts"): _check_allowed_host,
@@ -203,17 +205,28 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (OpenAiLlm, "api_key"): _check_key,
     (OpenAiLlm, "headers"): _check_headers,
     (PythonAgent, "function"): _check_function,
+    (RemoteAgent, "url"): _check_url,
+    (RemoteAgent, "token"): _check_key,
+    (RemoteAgent, "headers"): _check_headers,
 }
-SECRET = {(Token, "token"), (OpenAiLlm, "api_key"), (OpenAiLlm, "headers")}
+SECRET = {
+    (Token, "token"),
+    (OpenAiLlm, "api_key"),
+    (OpenAiLlm, "headers"),
+    (RemoteAgent, "token"),
+    (RemoteAgent, "headers"),
+}
 SPELLED: dict[tuple[type, str], Callable[[str], str]] = {
     (Server, "root_path"): _without_slash,
     (Server, "base_url"): _without_slash,
     (StoreSettings, "url"): _file_of_store,
     (OpenAiLlm, "base_url"): _without_slash,
+    (RemoteAgent, "url"): _without_slash,
 }
 """Of several ways to say the same, the one that the settings hold."""
 PATHS = {
     (Server, "uds"),
+    (Server, "card_key"),
     (Tls, "cert"),
     (Tls, "key"),
     (StoreSettings, "url"),
@@ -229,4 +242,7 @@ def secrets(settings: Settings) -> list[str]:
     for llm in settings.llms.values():
         if isinstance(llm, OpenAiLlm):
             found += [llm.api_key or "", *llm.headers.values()]
+    for agent in settings.agents.values():
+        if isinstance(agent, RemoteAgent):
+            found += [agent.token or "", *agent.headers.values()]
     return [secret for secret in found if secret]

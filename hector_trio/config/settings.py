@@ -66,6 +66,8 @@ class Server(Struct, frozen=True):
     """Prefix under which a proxy publishes this server, such as ``/hector``."""
     base_url: str | None = None
     """The server's public address in agent cards; without it cards follow the request's (trusted) host."""
+    card_key: str | None = None
+    """File of a private key (PEM) that signs the A2A cards; needs ``base_url`` and the extra ``jwt``."""
     trusted_proxies: list[str] = field(default_factory=list)
     """Addresses or networks whose ``X-Forwarded-*`` count; ``unix``: whoever is on the Unix socket; ``*``: all."""
     allow_origins: list[str] = field(default_factory=list)
@@ -404,7 +406,37 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     a2a: A2a = field(default_factory=A2a)
 
 
-AgentSettings = LlmAgent | PythonAgent
+class RemoteAgent(Struct, frozen=True, tag="a2a", tag_field="type"):
+    """An agent somewhere else, over A2A 1.0 or 0.3."""
+
+    url: str
+    """Address of the agent or of its card; without a card there, ``/.well-known/agent-card.json`` is looked for."""
+    token: str | None = None
+    """Bearer token for it, sent to the origin of ``url`` only; take it from the environment: ``${NAME}``."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of each request to it, such as an API key; sent like the token."""
+    connect_timeout: Seconds = 10.0
+    """Seconds that connecting to it may take."""
+    read_timeout: Seconds = 60.0
+    """Seconds without a byte from it, after which a stream is taken up again and any other request has failed."""
+    max_connections: Count = 100
+    """Connections to it at once."""
+    name: str | None = None
+    """Name on the card; left out: the agent's id."""
+    description: str = ""
+    """What the card says the agent does."""
+    version: str = "1.0.0"
+    """Version on the card, in quotes."""
+    grace: Span | None = None
+    """``tasks.grace`` of this agent; left out: the server's."""
+    max_grace: Span | None = None
+    """``tasks.max_grace`` of this agent; left out: the server's."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
+
+
+AgentSettings = LlmAgent | PythonAgent | RemoteAgent
 
 
 class Settings(Struct, frozen=True):

@@ -10,6 +10,7 @@ from hector_trio.push import Pusher
 from hector_trio.uploads import Uploads
 
 if TYPE_CHECKING:
+    from hector_trio.a2a.signing import CardSigner
     from hector_trio.auth import Authenticator
     from hector_trio.config import Settings
     from hector_trio.observability import Metrics
@@ -29,3 +30,5 @@ class Services:
     """What knows the live tree; ``None``: it is not enabled."""
     push: Pusher | None = None
     """What tells webhooks; ``None``: it is not enabled."""
+    signer: CardSigner | None = None
+    """What signs agent cards; ``None``: no key is configured."""

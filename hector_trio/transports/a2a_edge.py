@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -89,8 +90,14 @@ class ServerSentEvents:
     """
 
     def __init__(
-        self, events: Events, encode: Callable[[a2a.StreamResponse], bytes], failed: Callable[[errors.A2AError], bytes]
+        self,
+        events: Events,
+        encode: Callable[[a2a.StreamResponse], bytes],
+        failed: Callable[[errors.A2AError], bytes],
+        until: float = math.inf,
     ) -> None:
+        """``until``: the ``trio.current_time()`` at which it ends, wherever it is then."""
+        self._until = until
         self._events = events
         self._encode = encode
         self._failed = failed
@@ -100,7 +107,7 @@ class ServerSentEvents:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._done:
+        if self._done or trio.current_time() >= self._until:
             raise StopAsyncIteration
         try:
             events = await anext(self._events)
@@ -125,7 +132,7 @@ def stream_reply(
 ) -> Reply:
     """The answer that streams. What the stream holds is given back however the request ends, also before its head."""
     call.nursery.start_soon(_close_at_the_end, events, call.services.metrics, name="a2a stream")
-    return Reply(events=ServerSentEvents(events, encode, failed), headers=headers)
+    return Reply(events=ServerSentEvents(events, encode, failed, call.until), headers=headers)
 
 
 async def _close_at_the_end(events: Events, metrics: Metrics) -> None:

@@ -75,7 +75,9 @@ async def _card(call: Call) -> Reply:
     agent = agents.get(agent_id or "")
     if agent is None:
         raise AgentNotFound("There is no such agent")
-    body = a2a.encode(cards.both_dialects(card(call.services, agent, call.base)))
+    document = cards.both_dialects(card(call.services, agent, call.base))
+    signer = call.services.signer
+    body = a2a.encode(document if signer is None else signer.signed(document))
     tag = cards.entity_tag(body)
     headers = {"ETag": tag, "Cache-Control": f"public, max-age={cards.MAX_AGE}", "Last-Modified": STARTED}
     known = call.header("If-None-Match")

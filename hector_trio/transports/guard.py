@@ -18,6 +18,7 @@ from hector_trio.transports import Services
 from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
@@ -262,8 +263,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards."""
-    return path == "/" or path.startswith(("/health/", "/assets/")) or is_card(path)
+    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards, keys."""
+    return path in ("/", KEYS_PATH) or path.startswith(("/health/", "/assets/")) or is_card(path)
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:
