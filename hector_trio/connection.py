@@ -531,6 +531,11 @@ class Connection(TCPServer):
         self._corked = then
 
     @property
+    def is_corked(self) -> bool:
+        """Whether what is written is being collected."""
+        return self._corked is not None
+
+    @property
     def full(self) -> bool:
         """Whether `pace` would wait for the socket, or what was written went nowhere."""
         return self.gone or self.finishing or len(self._unsent) > self._ahead
@@ -552,9 +557,7 @@ class Connection(TCPServer):
 
         A cancel leaves what was written queued, complete and in order.
         """
-        self._budget -= sends
-        if self._budget > 0 and not self.full:
-            self.moved = True
+        if self.spend(sends):
             await trio.lowlevel.checkpoint_if_cancelled()
             return
         self._budget = SENDS_PER_CHECKPOINT
@@ -568,6 +571,14 @@ class Connection(TCPServer):
         else:
             self.moved = True
             await trio.lowlevel.checkpoint()
+
+    def spend(self, sends: int = 1) -> bool:
+        """Whether *sends* more things may be written before whoever writes has to wait for its turn."""
+        self._budget -= sends
+        if self._budget <= 0 or self.full:
+            return False
+        self.moved = True
+        return True
 
     def finish(self) -> None:
         """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
@@ -1013,23 +1024,20 @@ class _WebSocket(_Application, WSStream):
 
     async def app_send(self, message: Any) -> None:
         kind = message["type"]
-        if self.open:
-            if kind == "websocket.send":
-                text = message.get("text")
-                if self._extensions:
-                    await self((text.encode() if text is not None else message["bytes"],), binary=text is None)
-                    return
-                if text is not None:
-                    self.owner.write(frames.frame(frames.TEXT, text.encode()))
-                else:
-                    self.owner.write(frames.frame(frames.BINARY, message["bytes"]))
-            elif kind == "websocket.close":
-                self.state = ASGIWebsocketState.CLOSED
-                self._send_close(int(message.get("code") or 1000), message.get("reason") or "")
-                self.owner.wait_for(_Phase.CLOSING, self.owner.limits.linger_timeout)
+        if kind == "websocket.send" and self.open:
+            text = message.get("text")
+            payload = text.encode() if text is not None else message["bytes"]
+            if self._extensions:
+                self._write_all((payload,), text is None)
             else:
-                await WSStream.app_send(self, message)
-        elif not self.closed and self.state is not ASGIWebsocketState.CLOSED:
+                self.owner.write(frames.frame(frames.TEXT if text is not None else frames.BINARY, payload))
+            if self.owner.is_corked and self.owner.spend():
+                return  # nobody else has run since the last checkpoint, nor will before the next
+        elif self.open and kind == "websocket.close":
+            self.state = ASGIWebsocketState.CLOSED
+            self._send_close(int(message.get("code") or 1000), message.get("reason") or "")
+            self.owner.wait_for(_Phase.CLOSING, self.owner.limits.linger_timeout)
+        elif self.open or (not self.closed and self.state is not ASGIWebsocketState.CLOSED):
             await WSStream.app_send(self, message)
         await self.owner.pace()
 

@@ -37,7 +37,7 @@ READ_BYTES: Final = 256 * 1024
 ENVELOPE: Final = 512
 """What a chunk may have besides its content, in bytes: the id, the time …"""
 
-EMITS_PER_CHECKPOINT: Final = 32
+EMITS_PER_CHECKPOINT: Final = 64
 """An agent that only emits lets others run this often."""
 
 NEVER: Final = 1 << 62
@@ -135,6 +135,7 @@ class TaskLog:
         "instance",
         "key",
         "lost",
+        "marked",
         "on_readers",
         "on_refused",
         "readers",
@@ -169,6 +170,8 @@ class TaskLog:
         """Why the store refused; what waited then is gone."""
         self.lost = False
         """Whether chunks of the agent were among what is gone: the fold then holds more than the log."""
+        self.marked = False
+        """Whether the writer knows that something waits."""
         self.readers: set[Follower] = set()
         self.viewers = 0
         """Readers that count as somebody who watches."""
@@ -226,7 +229,8 @@ class TaskLog:
             )
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError("not_json", f"The agent emitted a {kind} chunk that cannot stand in JSON") from error
-        self._check_size(kind, line)
+        self._check_size(kind, len(line))
+        self.fold.size += len(line)
         plain = content if isinstance(content, str) else msgspec.json.decode(encode(content))
         self.fold.add(kind, plain, extra.get("media_type", UNSET))
         self.fold.replied |= "reply" in extra
@@ -235,14 +239,22 @@ class TaskLog:
 
     def _put_text(self, text: str) -> None:
         """``put`` of text: the same bytes, by far the most frequent, without an object for each."""
-        self._check_open()
+        if self.failure is not None or self._final_queued:
+            self._check_open()
         try:
             line = b'%b%d,"chunkType":"text","content":%b%b' % (self._text_head, self._seq + 1, encode(text), _stamp())
         except ValueError as error:
             raise RunError("not_json", "The agent emitted a text chunk that cannot stand in JSON") from error
-        self._check_size("text", line)
+        size = len(line)
+        if size > self._max_chunk + ENVELOPE or self.fold.size + size > self._max_log:
+            self._check_size("text", size)
+        self.fold.size += size
         self.fold.add_text(text)
-        self._queue(line)
+        self._seq += 1
+        self._pending.append(line)
+        self._pending_bytes += size
+        if not self.marked:
+            self._writer.mark(self)
 
     def _check_open(self) -> None:
         if self.failure is not None:
@@ -250,13 +262,11 @@ class TaskLog:
         if self._final_queued:
             raise RunError("run_ended", "The run has ended; nothing can be emitted any more")
 
-    def _check_size(self, kind: ChunkType, line: bytes) -> None:
-        size = len(line)
+    def _check_size(self, kind: ChunkType, size: int) -> None:
         if size > self._max_chunk + ENVELOPE:
             raise RunError("chunk_too_large", f"A {kind} chunk has {size} bytes; {self._max_chunk} are allowed")
         if self.fold.size + size > self._max_log:
             raise RunError("log_full", f"The task's log would exceed {self._max_log} bytes")
-        self.fold.size += size
 
     async def emit(self, kind: ChunkType, content: Any, **extra: Any) -> None:
         """``put``, then waits while too much is uncommitted or a viewer has it pause, and lets others run at times."""
@@ -349,13 +359,15 @@ class TaskLog:
         self._seq += 1
         self._pending.append(line)
         self._pending_bytes += len(line)
-        self._writer.mark(self)
+        if not self.marked:
+            self._writer.mark(self)
 
     # --- the writer's side
 
     def take(self) -> Append:
         """Everything that waits, as one append; ``committed`` or ``refused`` follows."""
         lines, self._pending = self._pending, []
+        self.marked = False
         last = self._seq
         append = Append(
             key=self.key,
@@ -393,6 +405,7 @@ class TaskLog:
     def refuse(self, error: HectorError) -> None:
         """The store has refused: what waits is discarded and the numbers go back to the last committed chunk."""
         self.failure = error
+        self.marked = False
         lines = len(self._pending) + len(self._flying or ()) - self._final_queued
         if lines:
             self.lost, self.folded = True, False
@@ -458,6 +471,7 @@ class LogWriter:
         if not self._dirty:
             self._wakeup.wake()
         self._dirty[log] = None
+        log.marked = True
 
     async def run(self) -> None:
         """Runs until cancelled. A log whose append is refused is told so; the others go on."""

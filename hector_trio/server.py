@@ -26,7 +26,6 @@ from hector_trio import __version__, connection
 from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.llm import LlmAgent
-from hector_trio.agents.remote import open_remote
 from hector_trio.auth import Authenticator
 from hector_trio.config import (
     DemoLlm,
@@ -339,6 +338,8 @@ async def _configured(settings: Settings, models: Mapping[str, Provider], stack:
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
         elif isinstance(each, RemoteAgent):
+            from hector_trio.agents.remote import open_remote
+
             agents[agent_id] = await stack.enter_async_context(open_remote(info, each))
         else:
             agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)

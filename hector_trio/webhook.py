@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import httpcore2
-import httpx2
 import trio
 
+from hector_trio.outgoing import trust
 from hector_trio.reach import Address, NotReachable, Reach, Webhook
 from hector_trio.waiting import retry_after
 
@@ -60,7 +60,7 @@ class Webhooks:
         self, reach: Reach, timeout: float, *, tls: ssl.SSLContext | None = None, resolve: Resolve | None = None
     ) -> None:
         """``timeout`` in seconds: of a request, from the look-up of the name to the head of the answer. ``tls``: whom
-        to trust; left out: as httpx2 does."""
+        to trust; left out: as ``outgoing.trust`` does."""
         self._reach = reach
         self._timeout = timeout
         self._tls = tls
@@ -121,7 +121,7 @@ class Webhooks:
     async def _trust(self) -> ssl.SSLContext:
         async with self._loading:
             if self._tls is None:
-                self._tls = await trio.to_thread.run_sync(httpx2.create_ssl_context)  # takes a tenth of a second
+                self._tls = await trio.to_thread.run_sync(trust)
         return self._tls
 
     async def _connect(self, host: str, port: int) -> httpcore2.AsyncNetworkStream:

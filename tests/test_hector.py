@@ -16,6 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from quart import request
+from quart_trio import QuartTrio
 
 from hector_trio import Client, Context, Hector
 from hector_trio.agents.function import FunctionAgent, SyncContext
@@ -258,3 +260,25 @@ async def test_its_application_is_served_by_hypercorn(tmp_path: Path) -> None:
                 assert [chunk.content async for chunk in chunks] == ["again", ""]
         process.process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_what_is_put_on_quart_is_there_beside_what_is_ours() -> None:
+    app = Hector()
+    app.agent("echo")(echo)
+    seen: list[str] = []
+
+    @app.quart
+    def prepare(quart: QuartTrio) -> None:
+        @quart.get("/mine")
+        async def mine() -> str:
+            return "mine"
+
+        @quart.before_request
+        async def look() -> None:
+            seen.append(request.path)
+
+    async with served(app) as serving:
+        async with httpx2.AsyncClient(base_url=serving.url, timeout=LIMIT, trust_env=False) as client:
+            assert (await client.get("/mine")).text == "mine"
+            assert (await client.get("/agents/echo")).json()["agentId"] == "echo"
+    assert seen == ["/mine", "/agents/echo"]

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from quart_trio import QuartTrio
 from structlog.testing import capture_logs
 from trio_websocket import ConnectionClosed
 
 from hector_trio.errors import ConfigError, InvalidToken, KeysUnavailable
 from hector_trio.jwks import MAX_DOCUMENT, Jwks
+from hector_trio.server import Prepare
 from tests.engines import Steered, agent
 from tests.fake_model import Behaviour, Exchange, hangs_up, refuses, sends, serve_silent_port, silent
 from tests.issuer import ISSUER, Issuer, Signer, believing, issuing, key_set
@@ -323,8 +325,22 @@ async def test_a_websocket_may_offer_its_token_as_a_subprotocol() -> None:
         assert refusal.status_code == 401
 
 
+def looked_at(app: QuartTrio) -> None:
+    """Every message goes through Quart."""
+
+    @app.before_websocket
+    async def look() -> None:
+        pass
+
+
+WAYS = pytest.mark.parametrize("prepare", [(), (looked_at,)], ids=["beside Quart", "through Quart"])
+
+
+@WAYS
 @pytest.mark.parametrize("speaking", [False, True], ids=["silent", "speaking"])
-async def test_a_websocket_is_closed_when_its_token_expires_and_its_work_ends(speaking: bool) -> None:
+async def test_a_websocket_is_closed_when_its_token_expires_and_its_work_ends(
+    speaking: bool, prepare: tuple[Prepare, ...]
+) -> None:
     steered = Steered()
 
     async def talker(ctx: Any) -> None:
@@ -333,7 +349,7 @@ async def test_a_websocket_is_closed_when_its_token_expires_and_its_work_ends(sp
             await trio.sleep(0.01)
 
     agents = agent(talker if speaking else steered)
-    async with issuing(ONE) as issuer, serving(secured(issuer), agents) as server:
+    async with issuing(ONE) as issuer, serving(secured(issuer), agents, prepare=prepare) as server:
         expiring = ONE.sign(exp=int(time.time()) + 2)
         async with connected(server, "a", extra_headers=[("Authorization", f"Bearer {expiring}")]) as peer:
             await peer.ask("x", taskId="t")
@@ -351,8 +367,9 @@ async def test_a_websocket_is_closed_when_its_token_expires_and_its_work_ends(sp
             assert frames[-1]["status"] == "cancelled"
 
 
-async def test_an_idle_websocket_is_closed_when_its_token_expires() -> None:
-    async with issuing(ONE) as issuer, serving(secured(issuer)) as server:
+@WAYS
+async def test_an_idle_websocket_is_closed_when_its_token_expires(prepare: tuple[Prepare, ...]) -> None:
+    async with issuing(ONE) as issuer, serving(secured(issuer), prepare=prepare) as server:
         expiring = ONE.sign(exp=int(time.time()) + 2)
         async with connected(server, subprotocols=["bearer", expiring]) as peer:
             await peer.send({"type": "ping"})

@@ -35,6 +35,7 @@ class RunContext:
         "_uploads",
         "agent_id",
         "deadline",
+        "emit_text",
         "history",
         "input",
         "message",
@@ -73,6 +74,7 @@ class RunContext:
         self.deadline = deadline
         self._owner = row.owner
         self._log = log
+        self.emit_text = log.emit_text  # no layer between: it is called for every token
         self._store = store
         self.resume = _resume(row.question)
         self._session_bytes = session_bytes
@@ -99,9 +101,6 @@ class RunContext:
             return await self._uploads.use(self._owner, self._file.upload_id, self._file.type)
         except InvalidRequest:
             raise RunError("upload_gone", "The upload was removed before the task had read it") from None
-
-    async def emit_text(self, text: str) -> None:
-        await self._log.emit_text(text)
 
     async def emit_data(self, value: Any) -> None:
         await self._log.emit("data", value)

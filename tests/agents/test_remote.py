@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -787,3 +788,9 @@ async def test_a_chain_of_servers_passes_on_what_the_last_one_says() -> None:
             async with serving(settings_of(agents=two)) as first, first.client() as client:
                 task = (await client.post("/agents/c/tasks", json={"input": {"content": "hi"}})).json()
                 assert task["output"]["content"] == "You said: hi"
+
+
+async def test_a_server_without_agents_elsewhere_imports_no_http_client() -> None:
+    code = "import sys, hector_trio.server; print({'httpx2', 'httpcore2'} & set(sys.modules))"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert done.stdout.decode().strip() == "set()"

@@ -842,7 +842,8 @@ async def test_what_is_removed_or_pruned_gives_its_space_back(store: Store, monk
     for n in range(12):
         await ended_and_gone(f"t{n}")
         sizes.append(store.statistics().size_bytes)
-    assert max(sizes[6:]) <= 1.5 * max(sizes[:6])
+    # six of them hold more than that
+    assert max(sizes[6:]) <= max(sizes[:6]) + checkpoints.LIMIT
 
 
 async def test_a_store_that_works_says_so(store: Store) -> None:
