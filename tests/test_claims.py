@@ -204,29 +204,28 @@ def test_without_a_role_claim_no_token_can_say_its_role() -> None:
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "jwk",
-    [
-        {"kty": "oct", "k": "c2VjcmV0", "kid": "x", "alg": "HS256"},
-        {**ED.jwk, "use": "enc"},
-        {**ED.jwk, "key_ops": ["sign"]},
-        {**ED.jwk, "key_ops": "verify"},
-        {**ED.jwk, "kid": 7},
-        {**ED.jwk, "alg": "RS256"},
-        {**ED.jwk, "alg": ["EdDSA"]},
-        {**ED.jwk, "x": "AAAA"},
-        {**ED.jwk, "crv": "X25519"},
-        {**ED.jwk, "d": "AAAA"},
-        {**EC.jwk, "crv": "secp256k1"},
-        {**EC.jwk, "y": EC.jwk["x"]},
-        {"kty": "RSA", "kid": "x"},
-        {"kty": "RSA", "n": "AQ", "e": "AQAB"},
-        {"kty": ["RSA"]},
-        "key",
-        None,
-    ],
-    ids=str,
-)
+UNUSABLE: dict[str, Any] = {
+    "symmetric": {"kty": "oct", "k": "c2VjcmV0", "kid": "x", "alg": "HS256"},
+    "for encryption": {**ED.jwk, "use": "enc"},
+    "for signing": {**ED.jwk, "key_ops": ["sign"]},
+    "operations in a string": {**ED.jwk, "key_ops": "verify"},
+    "a number for its name": {**ED.jwk, "kid": 7},
+    "another kind's algorithm": {**ED.jwk, "alg": "RS256"},
+    "algorithms in a list": {**ED.jwk, "alg": ["EdDSA"]},
+    "too short": {**ED.jwk, "x": "AAAA"},
+    "another curve": {**ED.jwk, "crv": "X25519"},
+    "private": {**ED.jwk, "d": "AAAA"},
+    "no curve of a token": {**EC.jwk, "crv": "secp256k1"},
+    "not on its curve": {**EC.jwk, "y": EC.jwk["x"]},
+    "without a modulus": {"kty": "RSA", "kid": "x"},
+    "of one bit": {"kty": "RSA", "n": "AQ", "e": "AQAB"},
+    "kinds in a list": {"kty": ["RSA"]},
+    "a string": "key",
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("jwk", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_key_that_cannot_be_used_is_passed_over(jwk: Any) -> None:
     assert [key.kid for key in read_keys(key_set(RS, extra=(jwk,)))] == ["rs"]
 
