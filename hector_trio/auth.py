@@ -6,17 +6,19 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import math
 import re
+import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from hector_trio.config import Auth
-from hector_trio.errors import Forbidden, Unauthorized
+from hector_trio.errors import Forbidden, InvalidToken, Unauthorized
 
 Role = Literal["admin", "user", "viewer"]
 Right = Literal["read", "write", "metrics", "debug"]
@@ -44,6 +46,13 @@ class Principal(Struct, frozen=True):
     owner: str
     name: str
     role: Role
+    expires_at: float | None = None
+    """Unix time after which the token no longer counts; ``None``: it always does."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds for which a stream may still be served; ``inf`` without an end."""
+        return math.inf if self.expires_at is None else self.expires_at - time.time()
 
     def may(self, right: Right) -> bool:
         return right in RIGHTS[self.role]
@@ -68,10 +77,19 @@ LOCAL: Final = Principal(owner="local", name="local", role="admin")
 """Everybody, while no tokens are configured."""
 
 
-class Authenticator:
-    """Knows the configured tokens, as digests only."""
+class Issuer(Protocol):
+    """Whoever proves tokens that we have not issued."""
 
-    def __init__(self, auth: Auth) -> None:
+    async def holder(self, token: str) -> Principal:
+        """Whose token it is. Raises: InvalidToken, KeysUnavailable."""
+        ...
+
+
+class Authenticator:
+    """Knows the configured tokens, as digests only, and asks the issuer about the others."""
+
+    def __init__(self, auth: Auth, issuer: Issuer | None = None) -> None:
+        self._issuer = issuer
         self._known = [
             (_digest(token.token), Principal(owner=token.name, name=token.name, role=token.role))
             for token in auth.tokens
@@ -80,42 +98,47 @@ class Authenticator:
     @property
     def required(self) -> bool:
         """Whether a token is needed at all."""
-        return bool(self._known)
+        return bool(self._known) or self._issuer is not None
 
-    def authenticate(self, authorization: str | None, subprotocols: Sequence[str] = ()) -> tuple[Principal, str | None]:
+    async def authenticate(
+        self, authorization: str | None, subprotocols: Sequence[str] = ()
+    ) -> tuple[Principal, str | None]:
         """Who sent this ``Authorization`` header and offered these WebSocket subprotocols, and the one to accept.
 
         A header, if there is one, decides alone. ``bearer`` is accepted wherever it is offered, with or without tokens
         configured: a browser gives up a WebSocket whose server accepts none of the subprotocols it offered.
 
-        Raises Unauthorized. Its message says nothing about the token.
+        Waits only where the issuer's keys have to be fetched. Raises: Unauthorized, whose message says nothing about
+        the token; KeysUnavailable.
         """
         accepted = BEARER if BEARER in subprotocols else None
-        if not self._known:
+        if not self.required:
             return LOCAL, accepted
         if authorization is not None:
             scheme, _, token = authorization.strip().partition(" ")
             if scheme.lower() != BEARER or not token.strip():
                 raise Unauthorized("The Authorization header is not of the form: Bearer TOKEN")
-            return self._holder(token.strip()), accepted
+            return await self._holder(token.strip()), accepted
         offered = _offered_token(subprotocols)
         if offered is None:
             raise Unauthorized(
                 "A token is needed: send the header Authorization: Bearer TOKEN, or, on a WebSocket,"
                 " Sec-WebSocket-Protocol: bearer, TOKEN"
             )
-        return self._holder(offered), accepted
+        return await self._holder(offered), accepted
 
-    def _holder(self, token: str) -> Principal:
+    async def _holder(self, token: str) -> Principal:
         digest = _digest(token)
         found: Principal | None = None
         # All of them, always: how long it takes must not tell which token was near.
         for known, principal in self._known:
             if hmac.compare_digest(known, digest):
                 found = principal
-        if found is None:
-            raise Unauthorized("The token is not accepted")
-        return found
+        if found is not None:
+            return found
+        if self._issuer is None:
+            raise InvalidToken("The token is not accepted")
+        return await self._issuer.holder(token)
 
 
 def _digest(token: str) -> bytes:

@@ -64,6 +64,10 @@ class Unauthorized(CallerError):
     title = "Credentials are missing or not accepted"
 
 
+class InvalidToken(Unauthorized):
+    """A token came and is not accepted; ``detail`` goes into the challenge (RFC 6750, 3.1) and holds no quote."""
+
+
 class Forbidden(CallerError):
     code = "forbidden"
     title = "Not allowed"
@@ -192,6 +196,12 @@ class OutsideError(HectorError):
 class StoreUnavailable(OutsideError):
     code = "store_unavailable"
     title = "The store cannot be reached or refuses to write"
+    retryable = True
+
+
+class KeysUnavailable(OutsideError):
+    code = "keys_unavailable"
+    title = "The keys that prove tokens cannot be fetched"
     retryable = True
 
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import trio
@@ -31,6 +31,7 @@ from hector_trio.config import (
     DemoLlm,
     Llm,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     check_exposure,
@@ -43,15 +44,22 @@ from hector_trio.errors import ConfigError, StartError
 from hector_trio.observability import Metrics, configure, keep_tracebacks_plain, watch_loop
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
+from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
+from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.websocket import add_websocket
 from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
+
+if TYPE_CHECKING:
+    from hector_trio.a2a.signing import CardSigner
+    from hector_trio.jwks import Jwks
 
 CLOSING_LIMIT: Final = 3.0
 """Seconds that connections are given to finish after the drain."""
@@ -89,7 +97,7 @@ async def open_app(
         if watch is not None:
             models = {name: watch.provider(model) for name, model in models.items()}
         limiter = trio.CapacityLimiter(settings.limits.sync_agents)
-        served = {**_configured(settings, models), **(agents or {})}
+        served = {**await _configured(settings, models, stack), **(agents or {})}
         for agent in served.values():
             if isinstance(agent, FunctionAgent):
                 agent.limiter = limiter
@@ -97,11 +105,27 @@ async def open_app(
             open_engine(store, served, settings, instance=instance, observer=metrics, uploads=uploads)
         )
         metrics.watch(engine, store, connection.statistics)
+        push = None
+        if settings.push.enabled:
+            push = await stack.enter_async_context(open_push(engine, settings.push, observer=metrics))
+            metrics.watch_push(push)
+        signer = _card_signer(settings.server)
+        issuer = await stack.enter_async_context(_open_issuer(settings))
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
         nursery.start_soon(uploads.sweep_for_ever)
+        if issuer is not None:
+            nursery.start_soon(issuer.refresh_for_ever)
         services = Services(
-            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server), watch
+            engine,
+            uploads,
+            settings,
+            Authenticator(settings.auth, issuer),
+            metrics,
+            _only_loopback(settings.server),
+            watch,
+            push,
+            signer,
         )
         app = App(services)
         for each in prepare:
@@ -120,6 +144,7 @@ class App:
         self.quart = HectorQuart("hector_trio")
         add_routes(self.quart, services)
         streams = add_websocket(self.quart, services)
+        add_a2a(self.quart, services)
         self._asgi = Guard(Direct(self.quart, services, streams), services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -253,6 +278,33 @@ def _open_store(settings: Settings, instance: str, metrics: Metrics) -> Abstract
     )
 
 
+def _card_signer(server: Server) -> CardSigner | None:
+    if server.card_key is None or server.base_url is None:
+        return None
+    try:
+        from hector_trio.a2a.signing import CardSigner
+    except ImportError as error:
+        raise ConfigError(f'server.card_key needs {error.name}: pip install "hector_trio[jwt]"') from error
+    try:
+        return CardSigner(Path(server.card_key).read_bytes(), server.base_url + KEYS_PATH)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"server.card_key: cannot use {server.card_key}: {reason}") from error
+
+
+@asynccontextmanager
+async def _open_issuer(settings: Settings) -> AsyncIterator[Jwks | None]:
+    if settings.auth.jwt is None:
+        yield None
+        return
+    try:
+        from hector_trio.jwks import open_jwks
+    except ImportError as error:
+        raise ConfigError(f'auth.jwt needs {error.name}: pip install "hector_trio[jwt]"') from error
+    async with open_jwks(settings.auth.jwt) as jwks:
+        yield jwks
+
+
 def _used_llms(settings: Settings) -> dict[str, Llm]:
     """The declared models; ``demo`` is always there."""
     return {"demo": DemoLlm(), **settings.llms}
@@ -269,7 +321,7 @@ async def _open_llm(llm: Llm) -> AsyncIterator[Provider]:
         yield provider
 
 
-def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str, Agent]:
+async def _configured(settings: Settings, models: Mapping[str, Provider], stack: AsyncExitStack) -> dict[str, Agent]:
     agents: dict[str, Agent] = {}
     for agent_id, each in settings.agents.items():
         info = AgentInfo(
@@ -280,9 +332,15 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
             metadata=each.metadata,
             grace=each.grace,
             max_grace=each.max_grace,
+            replies=isinstance(each, PythonAgent) and each.replies,
+            a2a=each.a2a,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))
+        elif isinstance(each, RemoteAgent):
+            from hector_trio.agents.remote import open_remote
+
+            agents[agent_id] = await stack.enter_async_context(open_remote(info, each))
         else:
             agents[agent_id] = LlmAgent(info, models[each.llm], each.instructions, each.parameters)
     return agents
@@ -614,7 +672,7 @@ def announcement(settings: Settings, serving: Serving) -> str:
         agent_id = settings.default_agent or ""
         if agent_id not in agents:
             agent_id = next(iter(agents))
-        token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.tokens else ""
+        token = " -H 'Authorization: Bearer TOKEN'" if settings.auth.required else ""
         place = f"{url}/agents/{agent_id}/tasks"
         if url.startswith("unix:"):
             place = f"--unix-socket {url[5:]} http://localhost/agents/{agent_id}/tasks"

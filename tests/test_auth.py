@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,25 +38,31 @@ AUTHENTICATOR = Authenticator(
 )
 
 
+def authenticate(
+    header: str | None, subprotocols: Sequence[str] = (), by: Authenticator = AUTHENTICATOR
+) -> tuple[Principal, str | None]:
+    return trio.run(by.authenticate, header, subprotocols)
+
+
 # --- tokens and roles -------------------------------------------------------------------------------------------------
 
 
 def test_without_tokens_everybody_is_the_local_user() -> None:
     authenticator = Authenticator(Auth())
     assert not authenticator.required
-    assert authenticator.authenticate(None) == (LOCAL, None)
-    assert authenticator.authenticate("Bearer whatever") == (LOCAL, None)
+    assert authenticate(None, by=authenticator) == (LOCAL, None)
+    assert authenticate("Bearer whatever", by=authenticator) == (LOCAL, None)
     assert (LOCAL.owner, LOCAL.role) == ("local", "admin")
 
 
 def test_a_browser_that_offers_a_token_where_none_is_needed_still_gets_its_subprotocol() -> None:
-    assert Authenticator(Auth()).authenticate(None, ["bearer", "x"]) == (LOCAL, "bearer")
+    assert authenticate(None, ["bearer", "x"], Authenticator(Auth())) == (LOCAL, "bearer")
 
 
 @pytest.mark.parametrize("header", [f"Bearer {ALICE}", f"bearer {ALICE}", f"  BEARER   {ALICE} "])
 def test_a_bearer_token_names_its_owner(header: str) -> None:
     assert AUTHENTICATOR.required
-    assert AUTHENTICATOR.authenticate(header) == (Principal("alice", "alice", "user"), None)
+    assert authenticate(header) == (Principal("alice", "alice", "user"), None)
 
 
 @pytest.mark.parametrize(
@@ -62,45 +70,43 @@ def test_a_bearer_token_names_its_owner(header: str) -> None:
 )
 def test_any_other_header_is_refused_without_repeating_it(header: str) -> None:
     with pytest.raises(Unauthorized) as caught:
-        AUTHENTICATOR.authenticate(header)
+        authenticate(header)
     assert ALICE not in caught.value.detail
 
 
 def test_no_token_at_all_is_told_how_to_send_one() -> None:
     for subprotocols in ([], ["bearer"], ["chat", "v2"]):
         with pytest.raises(Unauthorized, match="Authorization: Bearer TOKEN"):
-            AUTHENTICATOR.authenticate(None, subprotocols)
+            authenticate(None, subprotocols)
 
 
 def test_a_websocket_may_offer_its_token_as_a_subprotocol() -> None:
-    principal, accepted = AUTHENTICATOR.authenticate(None, ["bearer", ALICE])
+    principal, accepted = authenticate(None, ["bearer", ALICE])
     assert (principal.owner, accepted) == ("alice", "bearer")
-    principal, accepted = AUTHENTICATOR.authenticate(None, ["chat", "bearer", ALICE, "more"])
+    principal, accepted = authenticate(None, ["chat", "bearer", ALICE, "more"])
     assert (principal.owner, accepted) == ("alice", "bearer")
 
 
 def test_a_token_with_odd_signs_is_offered_in_base64url() -> None:
     encoded = base64.urlsafe_b64encode(ODD.encode()).decode().rstrip("=")
-    principal, accepted = AUTHENTICATOR.authenticate(None, ["bearer", f"base64url.{encoded}"])
+    principal, accepted = authenticate(None, ["bearer", f"base64url.{encoded}"])
     assert (principal.owner, accepted) == ("bob", "bearer")
 
 
 @pytest.mark.parametrize("offered", ["base64url.", "base64url.%%%", "base64url._w", "base64url.a", "nope"])
 def test_a_wrong_token_in_a_subprotocol_is_refused(offered: str) -> None:
     with pytest.raises(Unauthorized):
-        AUTHENTICATOR.authenticate(None, ["bearer", offered])
+        authenticate(None, ["bearer", offered])
 
 
 def test_a_wrong_header_is_not_helped_by_a_good_subprotocol() -> None:
     with pytest.raises(Unauthorized):
-        AUTHENTICATOR.authenticate("Bearer wrong", ["bearer", ALICE])
+        authenticate("Bearer wrong", ["bearer", ALICE])
 
 
 def test_roles_grow_and_only_admins_see_inside() -> None:
     assert RIGHTS["viewer"] < RIGHTS["user"] < RIGHTS["admin"]
-    viewer, user, admin = (
-        AUTHENTICATOR.authenticate(f"Bearer {token}")[0] for token in (ODD, ALICE, "root-token-0123456789")
-    )
+    viewer, user, admin = (authenticate(f"Bearer {token}")[0] for token in (ODD, ALICE, "root-token-0123456789"))
     assert (viewer.may("read"), viewer.may_write, viewer.may("metrics")) == (True, False, False)
     assert (user.may("read"), user.may_write, user.may("metrics"), user.may("debug")) == (True, True, False, False)
     assert (admin.may_write, admin.may("metrics"), admin.may("debug")) == (True, True, True)
@@ -111,7 +117,7 @@ def test_roles_grow_and_only_admins_see_inside() -> None:
 @given(st.text(), st.lists(st.text(), max_size=4))
 def test_nothing_but_a_token_gets_in(header: str, subprotocols: list[str]) -> None:
     with pytest.raises(Unauthorized):
-        AUTHENTICATOR.authenticate(header, subprotocols)
+        authenticate(header, subprotocols)
 
 
 # --- origins ----------------------------------------------------------------------------------------------------------

@@ -447,7 +447,7 @@ async def test_each_kind_of_refusal_has_its_exit_code() -> None:
             (["assistant", "x", "--param", "novalue"], 2),
             (["http://127.0.0.1:1/agents/a", "x"], 3),
             (["http://127.0.0.1:1/agents/a", "x", "--stream"], 3),
-            (["http://127.0.0.1:1/nowhere", "x"], 2),
+            (["http://127.0.0.1:1/nowhere", "x"], 3),
         ):
             done = await hector("call", *arguments, HECTOR_SERVER=server.url)
             assert done.code == code, (arguments, done)

@@ -20,6 +20,7 @@ from hector_trio.config import (
     LlmAgent,
     OpenAiLlm,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     Token,
@@ -315,11 +316,14 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         (
             "agents: {a: {lm: x}}",
             "agents.a.lm: unknown key; did you mean llm? (allowed: type, llm, name, description, version,"
-            " instructions, parameters, grace, max_grace, metadata)",
+            " instructions, parameters, grace, max_grace, metadata, a2a)",
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
-        ("agents: {a: {type: pyton}}", "agents.a.type: expected one of llm, python, got 'pyton'; did you mean python?"),
-        ("agents: {a: {type: [x]}}", "agents.a.type: expected one of llm, python, got a list"),
+        (
+            "agents: {a: {type: pyton}}",
+            "agents.a.type: expected one of llm, python, a2a, got 'pyton'; did you mean python?",
+        ),
+        ("agents: {a: {type: [x]}}", "agents.a.type: expected one of llm, python, a2a, got a list"),
         ("llms: {m: {type: {x: y}}}\n" + AGENTS, "llms.m.type: expected one of demo, openai, got a mapping"),
         ("agents: {a: {type: python}}", "agents.a.function: is missing; it takes text"),
         ("agents: {a: {type: python, function: main}}", "agents.a.function: 'main' is no function, such as"),
@@ -360,6 +364,11 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         ("server: {allow_origins: ['https://a.b/']}\n" + AGENTS, "an origin has no path: write https://a.b"),
         ("server: {allow_origins: [a.b]}\n" + AGENTS, "server.allow_origins[0]: 'a.b' is no origin, such as"),
         ("server: {allowed_hosts: ['a.b:80']}\n" + AGENTS, "server.allowed_hosts[0]: 'a.b:80' is no host name"),
+        ("push: {allow: ['http://a.b']}\n" + AGENTS, "push.allow[0]: 'http://a.b' is no network"),
+        ("push: {allow: ['a.b:80']}\n" + AGENTS, "push.allow[0]: 'a.b:80' is no network"),
+        ("push: {allow: [10.0.0.0/33]}\n" + AGENTS, "push.allow[0]: '10.0.0.0/33' is no network"),
+        ("push: {allow: ['*']}\n" + AGENTS, "push.allow[0]: '*' is no host name, address or network"),
+        ("push: {timeout: 61}\n" + AGENTS, "push.timeout"),
         ("server: {base_url: 'localhost:80'}\n" + AGENTS, "server.base_url: 'localhost:80' is no http(s) address"),
         ("server: {root_path: x}\n" + AGENTS, "server.root_path: 'x' is no path prefix, such as /hector"),
         ("server: {tls: {cert: c}}\n" + AGENTS, "server.tls.key: is missing; it takes text"),
@@ -460,6 +469,60 @@ def test_a_complaint_never_repeats_a_secret() -> None:
     said = complaint(text, {"T": "tok en-secret", "H": "line\nsecret"})
     assert "secret" not in said.replace("X: ", "")
     assert "key with" not in said
+
+
+def test_an_agent_elsewhere_needs_only_its_address() -> None:
+    agent = read("agents: {a: {type: a2a, url: 'https://x.example/a2a/b/', token: '${T}'}}", {"T": "t" * 20}).agents[
+        "a"
+    ]
+    assert isinstance(agent, RemoteAgent)
+    assert (agent.url, agent.token, agent.read_timeout) == ("https://x.example/a2a/b", "t" * 20, 60)
+    assert secrets(read("agents: {a: {type: a2a, url: 'http://x', token: ttt, headers: {X: hhh}}}")) == ["ttt", "hhh"]
+    assert "agents.a.url: is missing" in complaint("agents: {a: {type: a2a}}")
+    assert "agents.a.url: 'x' is no http(s) address" in complaint("agents: {a: {type: a2a, url: x}}")
+    assert "secret" not in complaint("agents: {a: {type: a2a, url: 'http://x', token: 'se cret'}}")
+    assert "belongs to `type: a2a`" in complaint("agents: {a: {url: 'http://x'}}")
+
+
+JWT = "auth: {jwt: {issuer: i, audience: a, jwks_url: 'https://x.example/k?p=1'%s}}\n" + AGENTS
+
+
+def test_an_issuer_of_tokens_is_declared_by_three_keys() -> None:
+    jwt = read(JWT % "").auth.jwt
+    assert jwt is not None
+    assert (jwt.audience, jwt.algorithms, jwt.owner_claim) == (["a"], ["RS256", "ES256", "EdDSA"], "sub")
+    assert read(JWT % "").auth.required
+    assert not read(AGENTS).auth.required
+    check_exposure(read("server: {host: 0.0.0.0}\n" + JWT % ""))
+    read("auth: {jwt: {issuer: i, audience: a, jwks_url: 'http://127.0.0.1:1/k'}}\n" + AGENTS)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (", algorithms: [HS256]", "auth.jwt.algorithms[0]: expected one of RS256"),
+        (", algorithms: [none]", "auth.jwt.algorithms[0]: expected one of RS256"),
+        (", algorithms: []", "auth.jwt.algorithms: the list is empty"),
+        (", jwks_file: k.json", "auth.jwt: say where the keys are"),
+        (", leeway: 601", "auth.jwt.leeway"),
+    ],
+)
+def test_an_issuer_that_could_not_be_believed_is_refused(more: str, says: str) -> None:
+    assert says in complaint(JWT % more)
+
+
+def test_the_keys_of_an_issuer_are_fetched_where_nobody_can_change_them() -> None:
+    text = "auth: {jwt: {issuer: i, audience: a, %s}}\n" + AGENTS
+    assert "would fetch the keys unprotected" in complaint(text % "jwks_url: 'http://login.example.com/k'")
+    assert "is no https address" in complaint(text % "jwks_url: login.example.com")
+    assert "say where the keys are" in complaint(text % "leeway: 1")
+    assert "issuer: is missing" in complaint("auth: {jwt: {audience: a}}\n" + AGENTS)
+
+
+def test_a_missing_file_of_keys_is_told_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("auth: {jwt: {issuer: i, audience: a, jwks_file: keys.json}}\n" + AGENTS)
+    with pytest.raises(ConfigError, match=r"auth\.jwt\.jwks_file: there is no file .*keys\.json"):
+        load_file(str(tmp_path / "c.yaml"), {})
 
 
 def test_the_settings_know_their_secrets() -> None:
@@ -647,7 +710,8 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
             if rest.startswith(prefix):
                 places, rest = found, rest.removeprefix(prefix)
         for part in rest.split(".")[:-1]:
-            places = [place[part] for place in places]
+            found = [place[part.removesuffix("[]")] for place in places if part.removesuffix("[]") in place]
+            places = [item for each in found for item in each] if part.endswith("[]") else found
         assert any(rest.split(".")[-1] in place for place in places), key.path
         doc = re.sub(r"^\(\w+\) ", "", key.doc).replace("`", "")
         if not key.path.startswith("auth.tokens[]."):
@@ -657,7 +721,7 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
 def test_the_reference_changes_nothing_but_models_and_agents() -> None:
     reference = load((CONFIGS / "reference.yaml").read_text(), {}, source="reference.yaml")
     default = Settings()
-    for section in ("server", "store", "auth", "tasks", "limits", "log"):
+    for section in ("server", "store", "auth", "tasks", "limits", "push", "log"):
         assert getattr(reference, section) == getattr(default, section)
     assert reference.llms["demo"] == DemoLlm()
     assert reference.llms["local"] == OpenAiLlm(model="llama3.2", base_url="http://127.0.0.1:11434/v1")

@@ -169,6 +169,18 @@ class Target:
         self.token: str | None = None
         self.json = False
 
+    def a2a(self, text: str) -> str | None:
+        """The address of the A2A agent that AGENT names: any URL but that of an agent of a server like this one."""
+        if not text.startswith(("http://", "https://")):
+            return None
+        place = text.partition("?")[0].partition("#")[0].rstrip("/")
+        before, found, agent_id = place.rpartition("/agents/")
+        if found and agent_id and "/" not in agent_id and before:
+            return None
+        if self.server is not None:
+            raise click.UsageError(f"--server goes with an agent's id, not with {text}")
+        return text
+
     def agent(self, text: str) -> str:
         """The agent that AGENT names; an ``http(s)`` URL names its server as well."""
         if not text.startswith(("http://", "https://")):
@@ -240,8 +252,8 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
 def hector() -> None:
     """Serve agents, and talk to agents that are served.
 
-    AGENT is an agent's id, or its URL (http://host:port/agents/assistant), which names the server as well. Flags may
-    stand anywhere.
+    AGENT is an agent's id, or its URL (http://host:port/agents/assistant), which names the server as well. For info,
+    call and chat it may also be the URL of any A2A agent, of any server. Flags may stand anywhere.
     """
 
 

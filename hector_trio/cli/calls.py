@@ -48,6 +48,11 @@ def info(agent: str) -> None:
 
     from hector_trio.models import AgentCard
 
+    if (url := target().a2a(agent)) is not None:
+        from hector_trio.cli.a2a import show_card
+
+        show_card(url)
+        return
     agent_id = target().agent(agent)
 
     async def ask(client: Client) -> AgentCard:
@@ -98,11 +103,23 @@ def call(
     The answer goes to stdout and nothing else does; data that the agent emits is printed as lines of JSON. With --json:
     the whole task, or, with --stream, each chunk as a line. Ctrl-C cancels the task.
 
+    Of an A2A agent (its URL) --session is a context of its, and --json shows the answer as a task of this server.
+
     When the task asks something, it is answered on the terminal. Where there is none, the question and the task's id go
     to stderr, the command ends with 5, and the task waits for --answer.
     """
     import trio
 
+    if (url := target().a2a(agent)) is not None:
+        from hector_trio.cli.a2a import Request, call_agent
+
+        if task_id is not None:
+            raise click.UsageError("--task-id goes with agents of Hector only: A2A agents name their tasks themselves")
+        parameters = parse_pairs(param, "--param") or None
+        code = call_agent(url, Request(_prompt(prompt), session, parameters, timeout, answer), stream=stream)
+        if code != OK:
+            raise SystemExit(code)
+        return
     agent_id = target().agent(agent)
     options: TaskOptions = {
         "session_id": session,
@@ -139,7 +156,7 @@ async def _run(
             task = await client.answer(agent_id, answers, prompt)
         lines = open_keyboard()
         while task.status == "input_required" and lines.interactive:
-            line = await _ask(task.prompt, lines)
+            line = await ask_user(task.prompt, lines)
             if line is None:
                 task = await client.cancel(agent_id, task.task_id)
             else:
@@ -151,7 +168,7 @@ async def _run(
     return _task_verdict(task)
 
 
-async def _ask(question: Any, lines: Lines) -> str | None:
+async def ask_user(question: Any, lines: Lines) -> str | None:
     """What somebody answers; None for Ctrl-D and Ctrl-C, and where nobody is."""
     say(f"the agent asks: {visible(as_text(question))}")
     try:
@@ -168,7 +185,7 @@ def on_leaving(interactive: bool) -> Literal["cancel"] | None:
 
 async def answer_or_leave(chunks: ChunkStream, agent_id: str, lines: Lines) -> None:
     """Answers what the task asks, or cancels it; where nobody is to be asked, leaves it waiting and says so."""
-    line = await _ask(chunks.prompt, lines)
+    line = await ask_user(chunks.prompt, lines)
     if line is not None:
         await chunks.answer(line)
     elif lines.interactive:

@@ -36,6 +36,13 @@ def chat(agent: str, session: str | None) -> None:
     """
     import trio
 
+    if (url := target().a2a(agent)) is not None:
+        from hector_trio.cli.a2a import chat_with_agent
+
+        code = chat_with_agent(url, session)
+        if code != OK:
+            raise SystemExit(code)
+        return
     agent_id = target().agent(agent)
     code = trio.run(_chat, target().open(), agent_id, session)
     if code != OK:
@@ -45,7 +52,7 @@ def chat(agent: str, session: str | None) -> None:
 async def _chat(client: Client, agent_id: str, session_id: str | None) -> int:
     from hector_trio.errors import SessionMismatch
 
-    with _Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         async with client:
             with interrupts.scope() as beginning:
                 if session_id is None:
@@ -65,7 +72,7 @@ async def _chat(client: Client, agent_id: str, session_id: str | None) -> int:
         return INTERRUPTED
 
 
-class _Interrupts:
+class Interrupts:
     """SIGINT while a conversation lasts: cancels the innermost scope that is open for it.
 
     A plain signal function, because a program started in the background has SIGINT ignored, and because nothing may be
@@ -75,7 +82,7 @@ class _Interrupts:
     def __init__(self) -> None:
         self._scopes: list[trio.CancelScope] = []
 
-    def __enter__(self) -> _Interrupts:
+    def __enter__(self) -> Interrupts:
         import trio
 
         token = trio.lowlevel.current_trio_token()
@@ -109,7 +116,7 @@ class _Interrupts:
 class _Talk:
     """One conversation: reads a line, has it answered, reads the next."""
 
-    def __init__(self, client: Client, agent_id: str, session_id: str, interrupts: _Interrupts) -> None:
+    def __init__(self, client: Client, agent_id: str, session_id: str, interrupts: Interrupts) -> None:
         self._client = client
         self._agent_id = agent_id
         self._session_id = session_id

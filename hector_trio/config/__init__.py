@@ -6,15 +6,21 @@ from hector_trio.config.environment import Overrides, from_environment, variable
 from hector_trio.config.loading import default_settings, load, load_file
 from hector_trio.config.rules import secrets
 from hector_trio.config.settings import (
+    A2a,
+    A2aExtension,
+    A2aSkill,
     AgentSettings,
     Auth,
     DemoLlm,
+    Jwt,
     Limits,
     Llm,
     LlmAgent,
     Log,
     OpenAiLlm,
+    PushSettings,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     StoreSettings,
@@ -25,9 +31,13 @@ from hector_trio.config.settings import (
 )
 
 __all__ = [
+    "A2a",
+    "A2aExtension",
+    "A2aSkill",
     "AgentSettings",
     "Auth",
     "DemoLlm",
+    "Jwt",
     "Key",
     "Limits",
     "Llm",
@@ -35,7 +45,9 @@ __all__ = [
     "Log",
     "OpenAiLlm",
     "Overrides",
+    "PushSettings",
     "PythonAgent",
+    "RemoteAgent",
     "Server",
     "Settings",
     "StoreSettings",

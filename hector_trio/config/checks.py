@@ -56,6 +56,13 @@ def check_together(settings: Settings, issues: Issues) -> None:
             issues.add((*path, "token"), f"is the same as that of tokens[{values[token.token]}]")
         names.setdefault(token.name, at)
         values.setdefault(token.token, at)
+    jwt = settings.auth.jwt
+    if jwt is not None:
+        if (jwt.jwks_url is None) == (jwt.jwks_file is None):
+            issues.add(("auth", "jwt"), "say where the keys are: jwks_url or jwks_file, one of them")
+        for key in ("audience", "algorithms"):
+            if not getattr(jwt, key):
+                issues.add(("auth", "jwt", key), "the list is empty, so no token could be accepted")
     tasks = settings.tasks
     if tasks.timeout > tasks.max_timeout:
         issues.add(("tasks", "timeout"), f"{tasks.timeout:g} is more than tasks.max_timeout, {tasks.max_timeout:g}")
@@ -73,6 +80,8 @@ def check_together(settings: Settings, issues: Issues) -> None:
         if size > room:
             issues.add(("uploads", smaller), f"{size} is more than uploads.{larger}, {room}")
     server = settings.server
+    if server.card_key is not None and server.base_url is None:
+        issues.add(("server", "card_key"), "a signed card names this server's public address: set server.base_url")
     if not server.host and server.uds is None and server.fd is None:
         issues.add(("server", "host"), "the list is empty; name an address, such as 127.0.0.1")
     if server.uds is not None and server.fd is not None:
@@ -89,6 +98,10 @@ def check_files(settings: Settings, *, source: str) -> None:
     named: list[tuple[Path, str]] = []
     if tls is not None:
         named += [(("server", "tls", "cert"), tls.cert), (("server", "tls", "key"), tls.key)]
+    if settings.server.card_key is not None:
+        named.append((("server", "card_key"), settings.server.card_key))
+    if settings.auth.jwt is not None and settings.auth.jwt.jwks_file is not None:
+        named.append((("auth", "jwt", "jwks_file"), settings.auth.jwt.jwks_file))
     for agent_id, agent in settings.agents.items():
         if isinstance(agent, PythonAgent):
             file = agent.function.rpartition(":")[0]
@@ -125,7 +138,7 @@ def check_exposure(settings: Settings, bound: Sequence[str] | None = None) -> No
 
     Raises ConfigError.
     """
-    if settings.auth.tokens or settings.server.insecure:
+    if settings.auth.required or settings.server.insecure:
         return
     if bound is None:
         bound = [] if settings.server.uds is not None or settings.server.fd is not None else settings.server.host
@@ -133,5 +146,5 @@ def check_exposure(settings: Settings, bound: Sequence[str] | None = None) -> No
     if open_to:
         raise ConfigError(
             f"listening on {', '.join(open_to)} would let everybody who can reach this machine run agents: declare"
-            " auth.tokens in the config, or say --insecure if something else guards the port"
+            " auth.tokens or auth.jwt in the config, or say --insecure if something else guards the port"
         )

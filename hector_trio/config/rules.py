@@ -8,9 +8,13 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from hector_trio.config.checks import is_loopback
 from hector_trio.config.settings import (
+    Jwt,
     OpenAiLlm,
+    PushSettings,
     PythonAgent,
+    RemoteAgent,
     Server,
     Settings,
     StoreSettings,
@@ -71,6 +75,18 @@ def _check_allowed_host(text: str) -> str | None:
     return f"{text!r} is no host name, such as hector.lan or *.example.com (without port)"
 
 
+def _check_allowed_webhook(text: str) -> str | None:
+    if re.fullmatch(r"[0-9.:/]+", text) or ":" in text or "/" in text:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            return f"{text!r} is no network, such as 10.1.0.0/16, and no host name (without scheme and port)"
+        return None
+    if _HOSTNAME.match(text.removeprefix("*.")):
+        return None
+    return f"{text!r} is no host name, address or network, such as hooks.lan, *.lan or 10.1.0.0/16"
+
+
 def _check_url(text: str) -> str | None:
     try:
         parts = urlsplit(text)
@@ -79,6 +95,21 @@ def _check_url(text: str) -> str | None:
     except ValueError:
         good = False
     return None if good else f"{text!r} is no http(s) address, such as https://hector.example.com"
+
+
+def _check_jwks_url(text: str) -> str | None:
+    """Whoever can change the keys on their way can sign as anybody."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+        good = bool(host) and (parts.port or 1) > 0 and not parts.fragment and _VISIBLE.match(text) is not None
+    except ValueError:
+        good = False
+    if not good or parts.scheme not in ("http", "https"):
+        return f"{text!r} is no https address, such as https://login.example.com/.well-known/jwks.json"
+    if parts.scheme == "http" and not is_loopback(host):
+        return f"{text!r} would fetch the keys unprotected; use https, or a file (jwks_file)"
+    return None
 
 
 def _check_root_path(text: str) -> str | None:
@@ -152,6 +183,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Server, "uds"): _check_path,
     (Server, "root_path"): _check_root_path,
     (Server, "base_url"): _check_url,
+    (Server, "card_key"): _check_path,
     (Server, "trusted_proxies"): _check_proxy,
     (Server, "allow_origins"): _check_origin,
     (Server, "allowed_hosts"): _check_allowed_host,
@@ -159,28 +191,47 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Tls, "key"): _check_path,
     (StoreSettings, "url"): _check_store,
     (UploadSettings, "path"): _check_path,
+    (PushSettings, "allow"): _check_allowed_webhook,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
+    (Jwt, "issuer"): _check_text,
+    (Jwt, "audience"): _check_text,
+    (Jwt, "jwks_url"): _check_jwks_url,
+    (Jwt, "jwks_file"): _check_path,
+    (Jwt, "owner_claim"): _check_text,
+    (Jwt, "role_claim"): _check_text,
     (OpenAiLlm, "model"): _check_text,
     (OpenAiLlm, "base_url"): _check_url,
     (OpenAiLlm, "api_key"): _check_key,
     (OpenAiLlm, "headers"): _check_headers,
     (PythonAgent, "function"): _check_function,
+    (RemoteAgent, "url"): _check_url,
+    (RemoteAgent, "token"): _check_key,
+    (RemoteAgent, "headers"): _check_headers,
 }
-SECRET = {(Token, "token"), (OpenAiLlm, "api_key"), (OpenAiLlm, "headers")}
+SECRET = {
+    (Token, "token"),
+    (OpenAiLlm, "api_key"),
+    (OpenAiLlm, "headers"),
+    (RemoteAgent, "token"),
+    (RemoteAgent, "headers"),
+}
 SPELLED: dict[tuple[type, str], Callable[[str], str]] = {
     (Server, "root_path"): _without_slash,
     (Server, "base_url"): _without_slash,
     (StoreSettings, "url"): _file_of_store,
     (OpenAiLlm, "base_url"): _without_slash,
+    (RemoteAgent, "url"): _without_slash,
 }
 """Of several ways to say the same, the one that the settings hold."""
 PATHS = {
     (Server, "uds"),
+    (Server, "card_key"),
     (Tls, "cert"),
     (Tls, "key"),
     (StoreSettings, "url"),
     (UploadSettings, "path"),
+    (Jwt, "jwks_file"),
     (PythonAgent, "function"),
 }
 
@@ -191,4 +242,7 @@ def secrets(settings: Settings) -> list[str]:
     for llm in settings.llms.values():
         if isinstance(llm, OpenAiLlm):
             found += [llm.api_key or "", *llm.headers.values()]
+    for agent in settings.agents.values():
+        if isinstance(agent, RemoteAgent):
+            found += [agent.token or "", *agent.headers.values()]
     return [secret for secret in found if secret]

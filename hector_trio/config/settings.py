@@ -54,7 +54,7 @@ class Server(Struct, frozen=True):
     """Where the server listens, and whom it believes."""
 
     host: list[str] = field(default_factory=lambda: ["127.0.0.1", "::1"])
-    """Addresses to listen on, one or a list. Anything but loopback needs ``auth.tokens`` or ``insecure``."""
+    """Addresses to listen on, one or a list. Anything but loopback needs ``auth`` or ``insecure``."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     """TCP port; 0: any free one."""
     uds: str | None = None
@@ -66,6 +66,8 @@ class Server(Struct, frozen=True):
     """Prefix under which a proxy publishes this server, such as ``/hector``."""
     base_url: str | None = None
     """The server's public address in agent cards; without it cards follow the request's (trusted) host."""
+    card_key: str | None = None
+    """File of a private key (PEM) that signs the A2A cards; needs ``base_url`` and the extra ``jwt``."""
     trusted_proxies: list[str] = field(default_factory=list)
     """Addresses or networks whose ``X-Forwarded-*`` count; ``unix``: whoever is on the Unix socket; ``*``: all."""
     allow_origins: list[str] = field(default_factory=list)
@@ -177,6 +179,35 @@ class UploadSettings(Struct, frozen=True):
     """Seconds after its last byte, or after the last task that used it could have ended, that an upload is kept."""
 
 
+class PushSettings(Struct, frozen=True):
+    """Webhooks that A2A clients name, to be told of their tasks."""
+
+    enabled: bool = True
+    """Whether there are any."""
+    allow: list[str] = field(default_factory=list)
+    """Hosts, addresses or networks that may be called although they are not public; ``*.lan``: all hosts below."""
+    allow_loopback: bool = False
+    """Whether this machine may be called."""
+    timeout: Annotated[float, Meta(gt=0, le=60)] = 15.0
+    """Seconds that a request may take, from looking up the name to the answer."""
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 8
+    """Attempts to deliver an event before it is given up."""
+    backoff: Annotated[float, Meta(gt=0, le=3600)] = 1.0
+    """Seconds between the first two attempts; each further pause is twice as long."""
+    max_backoff: Annotated[float, Meta(gt=0, le=86400)] = 300.0
+    """The longest pause between attempts, also if the webhook asks for a longer one."""
+    interval: Annotated[float, Meta(ge=0, le=60)] = 0.1
+    """Seconds from one request to the next about the same task, unless they are due together; text is joined."""
+    per_task: Count = 16
+    """Webhooks of one task."""
+    webhooks: Count = 10_000
+    """Webhooks of all tasks that have not been told everything."""
+    concurrent: Count = 200
+    """Requests under way, in all."""
+    per_host: Count = 8
+    """Requests under way to one host."""
+
+
 class Token(Struct, frozen=True):
     """One bearer token and whose it is."""
 
@@ -188,11 +219,47 @@ class Token(Struct, frozen=True):
     """``viewer`` reads, ``user`` also runs and changes, ``admin`` also sees ``/metrics``. Each sees its own things."""
 
 
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class Jwt(Struct, frozen=True):
+    """Also accept JSON Web Tokens of this issuer (needs the extra: ``pip install "hector_trio[jwt]"``)."""
+
+    issuer: str
+    """What a token must have as ``iss``, to the letter."""
+    audience: list[str]
+    """What a token must have among its ``aud``, one or a list."""
+    jwks_url: str | None = None
+    """Address of the issuer's public keys (a JSON Web Key Set); https, or http on this machine."""
+    jwks_file: str | None = None
+    """File of the keys instead; it is read again like an address, so replacing it replaces the keys."""
+    algorithms: list[Algorithm] = field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
+    """Signatures that are accepted. Those made with a shared secret (HS256 and its like) cannot be."""
+    owner_claim: str = "sub"
+    """Claim that names the owner, as ``tokens[].name`` does. Take one that is unique and not chosen by its holder."""
+    role_claim: str | None = None
+    """Claim that holds the role, one or a list, the mightiest counts; a dot leads into an object: ``realm.roles``."""
+    role: Literal["admin", "user", "viewer"] = "user"
+    """The role of those whose token names none."""
+    leeway: Annotated[float, Meta(ge=0, le=600)] = 30.0
+    """Seconds that the issuer's clock may differ from ours."""
+    refresh: Seconds = 300.0
+    """Seconds after which the keys are fetched again; a token with an unknown key has them fetched at once."""
+    keep: Seconds = 86400.0
+    """Seconds that fetched keys are good for while their address does not answer; then tokens get 503."""
+
+
 class Auth(Struct, frozen=True):
     """Who may call. Without tokens, whoever can reach the port."""
 
     tokens: list[Token] = field(default_factory=list)
-    """Bearer tokens that are accepted; with none, everybody is the same local user."""
+    """Bearer tokens that are accepted; with none, and no ``jwt``, everybody is the same local user."""
+    jwt: Jwt | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a token at all."""
+        return bool(self.tokens) or self.jwt is not None
 
 
 class DemoLlm(Struct, frozen=True, tag="demo", tag_field="type"):
@@ -228,6 +295,71 @@ class OpenAiLlm(Struct, frozen=True, tag="openai", tag_field="type"):
 Llm = DemoLlm | OpenAiLlm
 
 
+class A2aSkill(Struct, frozen=True):
+    """One thing that an agent is good at, as its A2A card says it."""
+
+    id: str
+    """Unique among the agent's skills."""
+    name: str
+    """For people."""
+    description: str
+    """What it does."""
+    tags: list[str]
+    """Words to find it by, one at least."""
+    examples: list[str] = field(default_factory=list)
+    """Prompts that it answers."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: the agent's."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: the agent's."""
+
+
+class A2aExtension(Struct, frozen=True):
+    """An A2A extension that an agent offers or asks for."""
+
+    uri: str
+    """Its name."""
+    description: str = ""
+    """How the agent uses it."""
+    required: bool = False
+    """Refuse clients that do not declare it."""
+    enforce: Literal["always", "agent"] = "always"
+    """``agent``: only where the agent itself asks for it (``ctx.require_extension``)."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """What it wants to have said about it."""
+
+
+class A2a(Struct, frozen=True):
+    """What an agent's A2A card says, and with that what it does."""
+
+    streaming: bool = True
+    """Whether clients may stream and subscribe."""
+    push: bool = True
+    """Whether clients may have push notifications."""
+    skills: list[A2aSkill] = field(default_factory=list)
+    """What it is good at; left out: one skill, which is the agent itself."""
+    extended_skills: list[A2aSkill] = field(default_factory=list)
+    """Further skills that only the card for authenticated clients shows."""
+    extensions: list[A2aExtension] = field(default_factory=list)
+    """Extensions that it offers or asks for."""
+    legacy: bool = True
+    """Whether clients of A2A 0.3 are served, and find their way on the card."""
+    resume: bool = True
+    """Whether streams can be resumed by number (an extension of ours)."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: text/plain and application/json."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: text/plain and application/json."""
+    provider: str | None = None
+    """Who provides it."""
+    provider_url: str | None = None
+    """The provider's address."""
+    documentation_url: str | None = None
+    """Where it is described."""
+    icon_url: str | None = None
+    """Its picture."""
+
+
 class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """An agent that hands the conversation to a model."""
 
@@ -249,6 +381,7 @@ class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
@@ -268,9 +401,42 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    replies: bool = False
+    """Whether it may answer with a bare A2A message (``ctx.reply``)."""
+    a2a: A2a = field(default_factory=A2a)
 
 
-AgentSettings = LlmAgent | PythonAgent
+class RemoteAgent(Struct, frozen=True, tag="a2a", tag_field="type"):
+    """An agent somewhere else, over A2A 1.0 or 0.3."""
+
+    url: str
+    """Address of the agent or of its card; without a card there, ``/.well-known/agent-card.json`` is looked for."""
+    token: str | None = None
+    """Bearer token for it, sent to the origin of ``url`` only; take it from the environment: ``${NAME}``."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of each request to it, such as an API key; sent like the token."""
+    connect_timeout: Seconds = 10.0
+    """Seconds that connecting to it may take."""
+    read_timeout: Seconds = 60.0
+    """Seconds without a byte from it, after which a stream is taken up again and any other request has failed."""
+    max_connections: Count = 100
+    """Connections to it at once."""
+    name: str | None = None
+    """Name on the card; left out: the agent's id."""
+    description: str = ""
+    """What the card says the agent does."""
+    version: str = "1.0.0"
+    """Version on the card, in quotes."""
+    grace: Span | None = None
+    """``tasks.grace`` of this agent; left out: the server's."""
+    max_grace: Span | None = None
+    """``tasks.max_grace`` of this agent; left out: the server's."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
+
+
+AgentSettings = LlmAgent | PythonAgent | RemoteAgent
 
 
 class Settings(Struct, frozen=True):
@@ -282,6 +448,7 @@ class Settings(Struct, frozen=True):
     tasks: Tasks = field(default_factory=Tasks)
     limits: Limits = field(default_factory=Limits)
     uploads: UploadSettings = field(default_factory=UploadSettings)
+    push: PushSettings = field(default_factory=PushSettings)
     log: Log = field(default_factory=Log)
     llms: dict[str, Llm] = field(default_factory=dict)
     """Models by name. ``demo``, the built-in one, is always there unless it is declared otherwise."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
 import math
 import os
@@ -10,8 +9,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -23,7 +22,9 @@ from msgspec import UNSET, Struct, UnsetType
 from hector_trio import sse
 from hector_trio.config import OpenAiLlm
 from hector_trio.errors import ConfigError, ModelError
+from hector_trio.outgoing import drain, parts_of, send
 from hector_trio.providers import Delta, ModelRequest, ModelResult, OnDelta
+from hector_trio.waiting import retry_after
 
 MAX_EVENT = 1 << 20
 """Bytes of one event of the model's stream."""
@@ -35,9 +36,6 @@ MAX_WAIT = 60.0
 """Seconds between two tries at most; a server that asks for more gets no further try."""
 _FIRST_WAIT = 0.5
 _LONGEST_BACKOFF = 8.0
-_DRAIN_SECONDS = 0.5
-"""How long a complete answer waits for the end of its HTTP body, so that the connection can be used again."""
-_DRAIN_BYTES = 64 * 1024
 _ERROR_BODY_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 30.0
 
@@ -111,13 +109,10 @@ class OpenAiProvider:
 
     async def _attempt(self, request: ModelRequest, on_delta: OnDelta) -> ModelResult | _Failure:
         content = self._body(request)
-        with trio.CancelScope() as scope:
-            trace = _Connecting(scope).trace
-            post = self._client.build_request("POST", self._url, content=content, extensions={"trace": trace})
-            try:
-                response = await self._client.send(post, stream=True)
-            except httpx2.HTTPError as error:
-                return self._no_answer(error)
+        try:
+            response = await send(self._client, self._client.build_request("POST", self._url, content=content))
+        except httpx2.HTTPError as error:
+            return self._no_answer(error)
         async with aclosing(response):
             if response.status_code != 200:
                 return self._refused(response.status_code, response.headers, await _read_error(response))
@@ -142,7 +137,7 @@ class OpenAiProvider:
         decoder = sse.Decoder(MAX_EVENT)
         finish_reason: str | None = None
         usage: dict[str, Any] = {}
-        async with _parts_of(response) as parts:
+        async with parts_of(response) as parts:
             while (data := await self._next(parts, complete=finish_reason is not None)) is not None:
                 try:
                     events = decoder.feed(data)
@@ -150,7 +145,7 @@ class OpenAiProvider:
                     raise self._error("model_garbage", f"sent garbage: {error}") from None
                 for event in events:
                     if event.data == "[DONE]":
-                        await _drain(parts)
+                        await drain(parts)
                         return ModelResult(finish_reason or "stop", usage)
                     piece = self._piece(event.data)
                     if piece.usage:
@@ -264,32 +259,6 @@ class OpenAiProvider:
         return self._error("model_error", "broke off its answer", said=said)
 
 
-class _Connecting:
-    """Closes two gaps in which httpcore loses a connection that is cancelled while it is being made.
-
-    A cancel in the TLS handshake leaves the socket to the garbage collector: it is closed here. A cancel that arrives
-    after a connection is made and before its request is begun leaves it in the pool for ever, where it takes one of
-    ``max_connections``: ``scope`` is shielded for that moment, in which nothing waits for anything outside.
-    """
-
-    def __init__(self, scope: trio.CancelScope) -> None:
-        self._scope = scope
-        self._socket: trio.abc.AsyncResource | None = None
-
-    async def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Called by httpcore at every step of a request (its documented ``trace`` extension)."""
-        step = event.partition(".")[2]
-        if step == "connect_tcp.complete":
-            self._socket = info["return_value"]
-            self._scope.shield = True
-        elif step == "start_tls.complete":
-            self._scope.shield = True
-        elif step in ("start_tls.started", "send_request_headers.started"):
-            self._scope.shield = False
-        elif step == "start_tls.failed" and self._socket is not None:
-            await self._socket.aclose()
-
-
 class _Failure(Struct, frozen=True):
     """A try that gave nothing out: why, whether another may help and after how many seconds."""
 
@@ -340,41 +309,13 @@ def _error_of(body: bytes) -> tuple[str, str]:
     return (value if isinstance(value, str) else "", "")
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a ``Retry-After`` (seconds or an HTTP date) asks to wait from ``now`` (epoch seconds)."""
-    text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
-
-
-@asynccontextmanager
-async def _parts_of(response: httpx2.Response) -> AsyncIterator[AsyncGenerator[bytes]]:
-    """The response's body as it arrives.
-
-    Leaving before its end unwinds httpx2's chain of generators with a read that is cancelled: closing the outermost
-    leaves an inner one to the garbage collector.
-    """
-    parts = response.aiter_raw()
-    try:
-        yield parts
-    finally:
-        with trio.CancelScope(shield=True) as leaving, suppress(httpx2.HTTPError):
-            leaving.cancel()
-            async for _ in parts:
-                pass  # what had arrived before the cancel
-
-
 async def _read_error(response: httpx2.Response) -> bytes:
     """What a refused request is told, bounded in size and time; empty if it comes compressed."""
     body = b""
     if response.headers.get("content-encoding", "identity") != "identity":
         return body
     with trio.move_on_after(_ERROR_BODY_SECONDS):
-        async with _parts_of(response) as parts:
+        async with parts_of(response) as parts:
             try:
                 async for part in parts:
                     body += part
@@ -383,19 +324,6 @@ async def _read_error(response: httpx2.Response) -> bytes:
             except httpx2.HTTPError:
                 pass  # what came of it is enough: the status has already said that it failed
     return body
-
-
-async def _drain(parts: AsyncGenerator[bytes]) -> None:
-    """Reads to the end of the HTTP body, bounded; without it the connection could not be used again."""
-    left = _DRAIN_BYTES
-    with trio.move_on_after(_DRAIN_SECONDS):
-        try:
-            async for part in parts:
-                left -= len(part)
-                if left < 0:
-                    return
-        except httpx2.HTTPError:
-            return  # the answer is complete; only the connection is lost
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import structlog
 import trio
 
 from hector_trio.auth import Principal, cors_origin, forwarded, host_allowed, origin_allowed, trusted_peer
-from hector_trio.errors import Forbidden, HectorError, InvalidRequest, PayloadTooLarge, Unauthorized
+from hector_trio.errors import Forbidden, HectorError, InvalidRequest, KeysUnavailable, PayloadTooLarge, Unauthorized
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
+from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
@@ -97,7 +99,7 @@ class Guard:
             if is_preflight(scope, headers):
                 await exchange.send_whole(204, preflight(headers))
                 return False
-            scope[PRINCIPAL], scope[SUBPROTOCOL] = self._authenticate(scope, headers)
+            scope[PRINCIPAL], scope[SUBPROTOCOL] = await self._authenticate(scope, headers)
             self._check_length(headers, streamed=scope.get(STREAMED, False))
         except HectorError as error:
             await exchange.refuse(scope, error)
@@ -123,12 +125,12 @@ class Guard:
             raise Forbidden("Pages of this origin may not ask this server; the server's log says how to allow it")
         return cors_origin(origin, scheme=scope["scheme"], host_header=host, allow_origins=allowed)
 
-    def _authenticate(self, scope: Message, headers: Headers) -> tuple[Principal, str | None]:
+    async def _authenticate(self, scope: Message, headers: Headers) -> tuple[Principal, str | None]:
         try:
-            return self._services.authenticator.authenticate(
+            return await self._services.authenticator.authenticate(
                 headers.one(b"authorization"), scope.get("subprotocols") or ()
             )
-        except Unauthorized:
+        except (Unauthorized, KeysUnavailable):
             if is_public(local_path(scope)):
                 return NOBODY, None
             raise
@@ -202,7 +204,7 @@ class Exchange:
     async def refuse(self, scope: Message, error: HectorError) -> None:
         """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade."""
         body = body_of(error, instance=scope["path"], request_id=scope[REQUEST_ID])
-        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))
         if scope["type"] == "http":
             if isinstance(error, PayloadTooLarge | InvalidRequest):
@@ -263,8 +265,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, and what watches the server's health."""
-    return path == "/" or path.startswith(("/health/", "/assets/"))
+    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards, keys."""
+    return path in ("/", KEYS_PATH) or path.startswith(("/health/", "/assets/")) or is_card(path)
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:

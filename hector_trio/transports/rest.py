@@ -31,6 +31,7 @@ from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
 from hector_trio.transports.problems import INTERNAL
 from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
 from hector_trio.transports.rest_debug import DEBUG_ROUTES
+from hector_trio.transports.rest_keys import KEY_ROUTES
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
 from hector_trio.transports.rest_tasks import TASK_ROUTES
 from hector_trio.transports.routes import (
@@ -68,7 +69,7 @@ async def get_agent(call: Call) -> Reply:
 
 
 def _auth(call: Call) -> dict[str, Any]:
-    return {"type": "bearer"} if call.services.settings.auth.tokens else {"type": "none"}
+    return {"type": "bearer"} if call.services.settings.auth.required else {"type": "none"}
 
 
 def card(info: AgentInfo, base: str, auth: dict[str, Any]) -> AgentCard:
@@ -178,7 +179,9 @@ ROUTES: Final[tuple[Route, ...]] = (
 
 def routes_of(services: Services) -> tuple[Route, ...]:
     """The routes of this server: what must be enabled is otherwise not there at all."""
-    return ROUTES if services.watch is None else (*ROUTES, *DEBUG_ROUTES)
+    debug = () if services.watch is None else DEBUG_ROUTES
+    keys = () if services.signer is None else KEY_ROUTES
+    return (*ROUTES, *debug, *keys)
 
 
 # --- on Quart ---------------------------------------------------------------------------------------------------------
@@ -209,12 +212,12 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
     async def view(**ids: str) -> Response:
         scope: Any = request.scope
         scope[ROUTE] = route.path
-        return respond(await perform(route, Call(services, scope, ids, _Body())))
+        return respond(await perform(route, Call(services, scope, ids, QuartBody())))
 
     return view
 
 
-class _Body:
+class QuartBody:
     """The body of Quart's current request."""
 
     async def data(self) -> bytes:

@@ -92,7 +92,7 @@ async def _answer(
     location = call.path(f"/agents/{row.agent_id}/tasks/{row.task_id}")
     if streamed:
         left = partial(engine.left, row) if started else None
-        stream = EventStream(engine.follow(row, after, viewer=True), call.services.metrics, left)
+        stream = EventStream(engine.follow(row, after, viewer=True), call.services.metrics, left, until=call.until)
         return Reply(events=stream, headers=headers | {"Location": location})
     asked = preferences(call.header("Prefer") or "")
     if started and row.policy == "cancel":
@@ -222,7 +222,7 @@ async def _stream(call: Call, row: TaskRow, after: int, last_event_id: int | Non
         return Reply(204)
     if call.method == "HEAD":
         return Reply(media_type="text/event-stream")
-    return Reply(events=EventStream(engine.follow(row, begin, viewer=True), call.services.metrics))
+    return Reply(events=EventStream(engine.follow(row, begin, viewer=True), call.services.metrics, until=call.until))
 
 
 async def _page(engine: Engine, row: TaskRow, after: int, limit: int) -> Reply:

@@ -164,6 +164,11 @@ class Call:
         return self.principal.owner
 
     @property
+    def until(self) -> float:
+        """``trio.current_time()`` at which the caller's token expires, and a stream with it."""
+        return trio.current_time() + self.principal.seconds_left
+
+    @property
     def client(self) -> str | None:
         """The address of the client, as a trusted proxy has told it; ``None``: it is on the Unix socket."""
         address = self._scope.get("client")
@@ -258,7 +263,7 @@ def respond(reply: Reply) -> Response:
 
 def refusal(error: HectorError, instance: str, request_id: str) -> Reply:
     """RFC 9457 problem details."""
-    headers = headers_of(error)
+    headers = headers_of(error, instance)
     media_type = headers.pop("Content-Type")
     body = body_of(error, instance=instance, request_id=request_id)
     return Reply(status_of(error), body, media_type, headers)

@@ -63,8 +63,13 @@ class EventStream:
     text joined.
     """
 
-    def __init__(self, follower: Follower, metrics: Metrics, left: Callable[[], None] | None = None) -> None:
-        """``left`` is called at the end of the stream by which a task was started."""
+    def __init__(
+        self, follower: Follower, metrics: Metrics, left: Callable[[], None] | None = None, *, until: float = math.inf
+    ) -> None:
+        """``left`` is called at the end of the stream by which a task was started. ``until``: the
+        ``trio.current_time()`` at which the stream ends, wherever it is then; a reader may come back with a new token.
+        """
+        self._until = until
         self._follower = follower
         self._metrics = metrics
         self._left = left
@@ -82,7 +87,7 @@ class EventStream:
             self._begin()
             if not self._follower.ready:
                 return comment()  # tells proxies and readers at once that the stream is open
-        if self._done:
+        if self._done or trio.current_time() >= self._until:
             raise StopAsyncIteration
         lines: list[bytes] | None = None
         try:
@@ -90,7 +95,7 @@ class EventStream:
                 join = self._lag.joins(self._follower, trio.current_time() - self._given_at)
                 lines = await self._follower.read(BATCH, join=join)
             else:
-                with trio.move_on_after(KEEP_ALIVE):
+                with trio.move_on_at(min(trio.current_time() + KEEP_ALIVE, self._until)):
                     lines = await self._follower.read(BATCH)
         except HectorError as error:
             return self._fail(error)

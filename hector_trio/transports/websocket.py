@@ -53,6 +53,9 @@ MAX_WINDOW: Final = 1_000_000
 UNSEEN_INTERVAL: Final = 0.5
 """Seconds between looks at tasks that a socket has started and does not follow."""
 
+TOKEN_EXPIRED: Final = 4501
+"""The close code for a client whose token no longer counts; it is not to come back with it."""
+
 MAX_REPLIES: Final = 256
 """Answers to control frames that may wait for the socket before the next frame is read."""
 
@@ -258,6 +261,7 @@ class Socket:
         "_room",
         "_scope",
         "_started",
+        "_until",
         "_views",
         "_waited",
         "_wakeup",
@@ -271,6 +275,8 @@ class Socket:
         self._metrics = services.metrics
         self._scope = wire.scope
         self._principal: Principal = self._scope[PRINCIPAL]
+        self._until = trio.current_time() + self._principal.seconds_left
+        """When the token expires, and the socket with it."""
         self._wire = wire
         self._wakeup = Wakeup()
         self._alarm = self._wakeup.wake if wire.now is None else self._committed
@@ -564,7 +570,7 @@ class Socket:
             self._ends = []
             if self._room is not None:
                 self._room.unpark_all()
-            if frames:
+            if frames and trio.current_time() < self._until:
                 self._quiet_since = None
                 began = trio.current_time()
                 if self._binary:
@@ -612,6 +618,10 @@ class Socket:
 
     def _verdict(self) -> tuple[int, float]:
         """With what code, and when, the server closes if nothing more happens (``inf``: not at all)."""
+        code, deadline = self._quiet_verdict()
+        return (code, deadline) if deadline < self._until else (TOKEN_EXPIRED, self._until)
+
+    def _quiet_verdict(self) -> tuple[int, float]:
         if self._busy or self._views:
             self._quiet_since = None
             return 1000, math.inf

@@ -1,0 +1,1 @@
+"""Tests of what A2A is, without I/O."""
