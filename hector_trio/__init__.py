@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hector_trio.a2a.types import Part
     from hector_trio.agents import Context
     from hector_trio.agents.function import SyncContext
     from hector_trio.client import Client
@@ -24,6 +25,7 @@ __all__ = [
     "Hector",
     "HectorError",
     "Message",
+    "Part",
     "RunError",
     "Session",
     "SyncContext",
@@ -40,6 +42,7 @@ _HOMES = {
     "Hector": "hector",
     "HectorError": "errors",
     "Message": "models",
+    "Part": "a2a.types",
     "RunError": "errors",
     "Session": "models",
     "SyncContext": "agents.function",

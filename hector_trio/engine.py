@@ -16,6 +16,8 @@ import structlog
 import trio
 from msgspec import UNSET, Struct
 
+from hector_trio.a2a.mapping import question_message
+from hector_trio.a2a.types import Message as A2aMessage
 from hector_trio.agents import Agent
 from hector_trio.agents.context import RunContext
 from hector_trio.config import Settings
@@ -50,8 +52,10 @@ from hector_trio.session import MessageRow, wire_message
 from hector_trio.stores import Accepted, Append, Change, Idempotency, NewTask, Store
 from hector_trio.task import (
     Fold,
+    Mark,
     Outcome,
     Question,
+    StoredRequest,
     TaskRow,
     decode_chunk,
     encode_chunk,
@@ -80,7 +84,7 @@ SWEEP_BATCH: Final = 500
 
 log = structlog.stdlib.get_logger("hector_trio.engine")
 
-_requests = msgspec.json.Decoder(TaskRequest)
+_requests = msgspec.json.Decoder(StoredRequest)
 
 
 class Observer(Protocol):
@@ -362,6 +366,7 @@ class Engine:
         content: Content,
         nursery: trio.Nursery | None = None,
         idempotency: Idempotency | None = None,
+        message: A2aMessage | None = None,
     ) -> TaskRow:
         """Accepts the answer of a task that waits for input and starts its next run; returns the row once the answer is
         committed.
@@ -391,7 +396,7 @@ class Engine:
         parked.answering = True
         accepted = None
         try:
-            accepted = await self._accept_answer(row, content, idempotency)
+            accepted = await self._accept_answer(row, content, idempotency, message)
         finally:
             parked.answering = False
             if accepted is None:
@@ -410,16 +415,19 @@ class Engine:
             run.stop(parked.stopped)
         return accepted
 
-    async def _accept_answer(self, row: TaskRow, content: Content, idempotency: Idempotency | None) -> TaskRow:
+    async def _accept_answer(
+        self, row: TaskRow, content: Content, idempotency: Idempotency | None, message: A2aMessage | None
+    ) -> TaskRow:
         row = await self.store.get_task_by_key(row.key) or row
         if row.status != "input_required" or row.question is None:
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
-        question = msgspec.structs.replace(row.question, answer=content)
-        change = Change("pending", question=question)
+        question = msgspec.structs.replace(row.question, answer=content, message=message)
+        now = now_ms()
+        change = Change("pending", question=question, at=now, mark="answered")
         append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change, idempotency=idempotency)
         if await self.store.append([append]):
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
-        return msgspec.structs.replace(row, status="pending", question=question)
+        return msgspec.structs.replace(row, status="pending", question=question, status_at=now, mark="answered")
 
     def _park(self, row: TaskRow, nursery: trio.Nursery | None, asked_at: int) -> None:
         """Keeps what is to be known of a task that waits for input."""
@@ -537,13 +545,15 @@ class Engine:
         row, request = run.row, run.request
         assert request is not None
         question = row.question
-        said = request.input if question is None or question.answer is None else question.answer
+        said, original = request.input, request.message if isinstance(request, StoredRequest) else None
+        if question is not None and question.answer is not None:
+            said, original = question.answer, question.message
         history, state = [], {}
         message = None
         if not run.log.folded:
             run.log.restore(await self._refold(row.key))
+        now = now_ms()
         if row.session_id is not None:
-            now = now_ms()
             session = await self.store.get_session(row.owner, row.session_id, now=now)
             if session is None:
                 raise RunError("session_ended", "The session ended before its task could run")
@@ -553,8 +563,8 @@ class Engine:
                 row.owner, row.session_id, limit=limits.history_messages, limit_bytes=limits.history_bytes
             )
             history = [wire_message(line) for line in rows]
-            message = _message(row, "user", said, now)
-        run.log.change(Change("running"), message)
+            message = _message(row, "user", said, now, original)
+        run.log.change(Change("running", at=now), message)
         return RunContext(
             row,
             request,
@@ -564,11 +574,13 @@ class Engine:
             state=state,
             deadline=run.deadline,
             session_bytes=self._settings.limits.session_bytes,
-            ask=lambda question, saved: self._ask(run, question, saved),
+            ask=lambda question, saved, auth: self._ask(run, question, saved, auth),
+            message=original,
+            replies=run.agent is not None and run.agent.info.replies,
             uploads=self._uploads,
         )
 
-    def _ask(self, run: Run, question: Any, saved: Any) -> None:
+    def _ask(self, run: Run, question: Any, saved: Any, auth: bool) -> None:
         """Raises: RunError for what cannot be kept."""
         limits = self._settings.limits
         try:
@@ -582,7 +594,7 @@ class Engine:
         if len(self._parked) >= limits.waiting_for_input:
             raise RunError("too_many_waiting", f"{len(self._parked)} tasks wait for input already", retryable=True)
         plain, saved = map(msgspec.json.decode, kept)
-        run.ask(Question(plain, now_ms(), saved))
+        run.ask(Question(plain, now_ms(), saved, auth=auth))
 
     async def _end(self, run: Run, outcome: Outcome | None, seconds: float) -> None:
         """Commits the final chunk or (``None``) the question, bounded; gives the turn on; wakes who waits."""
@@ -614,19 +626,30 @@ class Engine:
         if run.log.failure is not None:
             return STORE_REFUSED
         try:
-            run.log.put("metadata", {"status": "input_required", "prompt": question.question})
+            content = {"status": "input_required", "prompt": question.question}
+            seq = run.log.put("metadata", content | {"reason": "auth"} if question.auth else content)
         except RunError as error:
             return failure(error)
         line = None
         if row.session_id is not None:
             text = isinstance(question.question, str)
-            content = Content("text/plain" if text else "application/json", question.question)
-            line = _message(row, "agent", content, question.asked_at)
-        run.log.change(Change("input_required", question=question), line)
+            said = Content("text/plain" if text else "application/json", question.question)
+            original = question_message(row.task_id, row.session_id, seq, question.question)
+            line = _message(row, "agent", said, question.asked_at, original)
+        mark: Mark | None = "auth" if question.auth else None
+        at = now_ms()  # not before the chunk
+        run.log.change(Change("input_required", question=question, at=at, mark=mark), line)
         await run.log.settled()
         if run.log.failure is not None:
             return STORE_REFUSED
-        run.row = msgspec.structs.replace(row, status="input_required", question=question, last_seq=run.log.committed)
+        run.row = msgspec.structs.replace(
+            row,
+            status="input_required",
+            question=question,
+            last_seq=run.log.committed,
+            status_at=at,
+            mark=mark,
+        )
         return run.stopped  # decided while the question was being committed
 
     def _close(self, run: Run) -> None:
@@ -652,7 +675,7 @@ class Engine:
                 run.log.restore(await self._refold(run.row.key))
             if run.log.lost and outcome.status == "completed":
                 outcome = STORE_REFUSED
-            change, message = last_change(run.row, outcome, run.log.fold.output(), now)
+            change, message = last_change(run.row, outcome, run.log.fold, now)
             await run.log.finish(outcome, change, message)
         except Gone:
             log.info("task_gone", task_id=run.row.task_id)  # its session was deleted meanwhile
@@ -672,6 +695,8 @@ class Engine:
             error=change.error,
             ended_at=now,
             last_seq=run.log.committed,
+            status_at=now,
+            mark=change.mark,
         )
         return True
 
@@ -870,7 +895,7 @@ class Engine:
         """The final chunk of a task whose process died."""
         folded = await self._refold(row.key)
         now = now_ms()
-        change, message = last_change(row, INTERRUPTED, folded.output(), now)
+        change, message = last_change(row, INTERRUPTED, folded, now)
         seq = row.last_seq + 1
         line = encode_chunk(final_chunk(row.task_id, seq, now, INTERRUPTED))
         return Append(
@@ -949,7 +974,9 @@ def _session_of(row: TaskRow) -> tuple[str, str | None]:
     return row.owner, row.session_id
 
 
-def _message(row: TaskRow, role: Literal["user", "agent"], content: Content, now: int) -> MessageRow:
+def _message(
+    row: TaskRow, role: Literal["user", "agent"], content: Content, now: int, original: A2aMessage | None = None
+) -> MessageRow:
     """A line of the session's conversation."""
     return MessageRow(
         role=role,
@@ -958,6 +985,7 @@ def _message(row: TaskRow, role: Literal["user", "agent"], content: Content, now
         agent_id=row.agent_id,
         task_id=row.task_id,
         created_at=now,
+        original=None if original is None else encode(original),
     )
 
 

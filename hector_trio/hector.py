@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hector_trio.agents import Agent, AgentInfo
 from hector_trio.agents.function import FunctionAgent
-from hector_trio.config import Settings, default_settings, load_file
+from hector_trio.config import A2a, Settings, default_settings, load_file
 from hector_trio.errors import ConfigError
 from hector_trio.models import is_id
 
@@ -64,10 +64,13 @@ class Hector:
         metadata: dict[str, Any] | None = None,
         grace: float | None = None,
         max_grace: float | None = None,
+        replies: bool = False,
+        a2a: A2a | None = None,
     ) -> Callable[[F], F]:
         """Makes the function below an agent: an ``async def`` runs on Trio, a plain ``def`` in a worker thread.
 
         ``grace`` and ``max_grace``: seconds that its tasks go on without viewers, as under ``tasks`` in the settings.
+        ``replies``: whether it may answer with a bare A2A message (``ctx.reply``). ``a2a``: what its A2A card says.
 
         Raises: ConfigError for an id that is taken or not one.
         """
@@ -85,6 +88,8 @@ class Hector:
                 metadata=metadata or {},
                 grace=grace,
                 max_grace=max_grace,
+                replies=replies,
+                a2a=a2a or A2a(),
             )
             self._agents[agent_id] = FunctionAgent(info, function)
             return function

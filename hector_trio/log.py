@@ -202,8 +202,13 @@ class TaskLog:
 
     # --- the run's side
 
-    def put(self, kind: ChunkType, content: Any, **extra: Any) -> None:
-        """Numbers, encodes and queues one chunk.
+    @property
+    def begun(self) -> bool:
+        """Whether it holds anything, committed or not."""
+        return self._seq > 0
+
+    def put(self, kind: ChunkType, content: Any, **extra: Any) -> int:
+        """Numbers, encodes and queues one chunk; returns its number.
 
         Raises: RunError ``chunk_too_large``, ``log_full``, or ``not_json``; the store's failure if it has refused.
         """
@@ -224,7 +229,9 @@ class TaskLog:
         self._check_size(kind, line)
         plain = content if isinstance(content, str) else msgspec.json.decode(encode(content))
         self.fold.add(kind, plain, extra.get("media_type", UNSET))
+        self.fold.replied |= "reply" in extra
         self._queue(line)
+        return self._seq
 
     def _put_text(self, text: str) -> None:
         """``put`` of text: the same bytes, by far the most frequent, without an object for each."""
@@ -328,7 +335,7 @@ class TaskLog:
             self._change = change
             self._message = message
             self._final_queued = True
-            self._queue(encode(final_chunk(self.task_id, self._seq + 1, now_ms(), outcome)))
+            self._queue(encode(final_chunk(self.task_id, self._seq + 1, change.ended_at or now_ms(), outcome)))
         await self.settled()
         if self.failure is not None:
             raise self.failure

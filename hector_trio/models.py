@@ -99,6 +99,24 @@ class Task(Struct, frozen=True, rename="camel"):
     """What it asks while it is ``input_required``."""
 
 
+class ArtifactChunk(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Of which A2A artifact a chunk is a part, and what the chunk itself does not say about that part."""
+
+    id: str
+    append: bool = False
+    """Whether it goes on; else the artifact is new, or replaced."""
+    last: bool = False
+    url: bool = False
+    """The chunk's content is the address of a file."""
+    filename: str | None = None
+    media_type: str | None = None
+    part_metadata: Json | None = None
+    name: str | None = None
+    description: str | None = None
+    metadata: Json | None = None
+    extensions: list[str] | None = None
+
+
 class Chunk(Struct, frozen=True, rename="camel"):
     """One entry of a task's log. The first six are always there; ``final`` is true for exactly one chunk, the last."""
 
@@ -115,6 +133,9 @@ class Chunk(Struct, frozen=True, rename="camel"):
     media_type: str | UnsetType = UNSET
     encoding: Literal["base64"] | UnsetType = UNSET
     retryable: bool | UnsetType = UNSET
+    artifact: ArtifactChunk | UnsetType = UNSET
+    reply: str | UnsetType = UNSET
+    """The chunk is the task's whole answer, a bare A2A message with this id."""
 
     @property
     def data(self) -> bytes:

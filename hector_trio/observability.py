@@ -364,6 +364,11 @@ class EngineState(Protocol):
     def waiting_for_input(self) -> int: ...
 
 
+class PushState(Protocol):
+    @property
+    def open(self) -> int: ...
+
+
 class StoreState(Protocol):
     def statistics(self) -> Any:
         """With ``size_bytes``, ``commits``, ``commit_seconds`` and ``operations``."""
@@ -417,6 +422,13 @@ class Metrics:
         self._commit_operations = Histogram(
             "hector_commit_operations", "Operations that one commit carried", buckets=_SIZES, registry=registry
         )
+        self._pushes = Counter(
+            "hector_push_requests", "Requests to webhooks, by what became of them", ["result"], registry=registry
+        )
+        self._push_seconds = Histogram(
+            "hector_push_seconds", "Time of a request to a webhook", buckets=_FAST, registry=registry
+        )
+        self._webhooks = Gauge("hector_webhooks", "Webhooks that have not been told everything", registry=registry)
         self._open: dict[Transport, int] = {"websocket": 0, "sse": 0}
         for transport in self._open:
             self._streams.labels(transport).set_function(partial(self.open_streams, transport))
@@ -465,6 +477,15 @@ class Metrics:
         """The store committed. From any thread."""
         self._commit_seconds.observe(seconds)
         self._commit_operations.observe(operations)
+
+    def pushed(self, result: str, seconds: float) -> None:
+        """A webhook was asked: ``delivered``, ``failed`` (it is tried again), ``given_up`` or ``gone``."""
+        self._pushes.labels(result).inc()
+        self._push_seconds.observe(max(seconds, 0.0))
+
+    def watch_push(self, push: PushState) -> None:
+        """Asks this for its number at each ``render``."""
+        self._webhooks.set_function(lambda: push.open)
 
     def loop_lag(self, seconds: float) -> None:
         self._lag_seconds.observe(max(seconds, 0.0))

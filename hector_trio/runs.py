@@ -12,10 +12,10 @@ import trio
 from hector_trio.agents import Agent
 from hector_trio.errors import HectorError, RunError
 from hector_trio.log import TaskLog
-from hector_trio.models import Content, TaskRequest
+from hector_trio.models import TaskRequest
 from hector_trio.session import MessageRow
 from hector_trio.stores import Change
-from hector_trio.task import Outcome, Question, TaskRow, grace_of
+from hector_trio.task import REJECTED, Fold, Mark, Outcome, Question, TaskRow, grace_of
 from hector_trio.turns import Turn
 
 CLIENT_LEFT: Final = Outcome("cancelled", reason="client_left")
@@ -193,12 +193,18 @@ class Parked:
         return CLIENT_LEFT if self._left_at < self.expires_at else INPUT_EXPIRED
 
 
-def last_change(row: TaskRow, outcome: Outcome, output: Content | None, now: int) -> tuple[Change, MessageRow | None]:
+def last_change(row: TaskRow, outcome: Outcome, fold: Fold, now: int) -> tuple[Change, MessageRow | None]:
     """How an ended task changes its row, and the line that its answer adds to the session's conversation.
 
     A partial answer stays in the conversation, marked with how its task ended.
     """
-    change = Change(outcome.status, output=output, error=outcome.error(), ended_at=now)
+    output = fold.output()
+    mark: Mark | None = None
+    if outcome.status == "completed" and fold.replied:
+        mark = "reply"
+    elif outcome.status == "failed" and outcome.code == REJECTED:
+        mark = "rejected"
+    change = Change(outcome.status, output=output, error=outcome.error(), ended_at=now, mark=mark)
     if row.session_id is None or output is None:
         return change, None
     return change, MessageRow(

@@ -43,8 +43,10 @@ from hector_trio.errors import ConfigError, StartError
 from hector_trio.observability import Metrics, configure, keep_tracebacks_plain, watch_loop
 from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
+from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
+from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
@@ -97,11 +99,22 @@ async def open_app(
             open_engine(store, served, settings, instance=instance, observer=metrics, uploads=uploads)
         )
         metrics.watch(engine, store, connection.statistics)
+        push = None
+        if settings.push.enabled:
+            push = await stack.enter_async_context(open_push(engine, settings.push, observer=metrics))
+            metrics.watch_push(push)
         nursery = await stack.enter_async_context(trio.open_nursery())
         await nursery.start(watch_loop, metrics)
         nursery.start_soon(uploads.sweep_for_ever)
         services = Services(
-            engine, uploads, settings, Authenticator(settings.auth), metrics, _only_loopback(settings.server), watch
+            engine,
+            uploads,
+            settings,
+            Authenticator(settings.auth),
+            metrics,
+            _only_loopback(settings.server),
+            watch,
+            push,
         )
         app = App(services)
         for each in prepare:
@@ -120,6 +133,7 @@ class App:
         self.quart = HectorQuart("hector_trio")
         add_routes(self.quart, services)
         streams = add_websocket(self.quart, services)
+        add_a2a(self.quart, services)
         self._asgi = Guard(Direct(self.quart, services, streams), services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -280,6 +294,8 @@ def _configured(settings: Settings, models: Mapping[str, Provider]) -> dict[str,
             metadata=each.metadata,
             grace=each.grace,
             max_grace=each.max_grace,
+            replies=isinstance(each, PythonAgent) and each.replies,
+            a2a=each.a2a,
         )
         if isinstance(each, PythonAgent):
             agents[agent_id] = FunctionAgent(info, load_function(each.function, f"agents.{agent_id}.function"))

@@ -41,6 +41,8 @@ class MessageRow(Struct, frozen=True):
     created_at: int
     partial_status: Status | None = None
     """Set on an answer that was cut: how its task ended."""
+    original: bytes | None = None
+    """The line as an A2A client sent it (``a2a.types.Message`` as JSON); read by ``Store.task_messages`` alone."""
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

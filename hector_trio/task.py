@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from hector_trio.a2a.types import Message as A2aMessage
 from hector_trio.models import (
     Chunk,
     ChunkType,
@@ -21,6 +22,12 @@ from hector_trio.models import (
     encode,
     timestamp,
 )
+
+REJECTED: Final = "rejected"
+"""The code of a task that its agent has decided not to perform."""
+
+EXTENSION_REQUIRED: Final = "extension_required"
+"""The code of a task whose A2A client did not declare an extension that its agent needs; its message is the URI."""
 
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
@@ -35,6 +42,11 @@ NEXT: dict[str, frozenset[str]] = {
 """What may follow what. An ended task never changes."""
 
 
+Mark = Literal["answered", "auth", "rejected", "reply"]
+"""Finer than a status: ``pending`` again because its question was ``answered``; ``input_required`` of a permission
+(``auth``); ``failed`` because the agent ``rejected`` it; ``completed`` by a bare message, a ``reply``."""
+
+
 class Question(Struct, frozen=True, rename="camel"):
     """What a task that waits for input has asked, and what its next run is to be given."""
 
@@ -46,6 +58,18 @@ class Question(Struct, frozen=True, rename="camel"):
     """What the agent wants to have again, as JSON."""
     answer: Content | None = None
     """Once it was answered, until the run that takes it up has begun."""
+    auth: bool = False
+    """Whether what it asks for is a permission."""
+    message: A2aMessage | None = None
+    """The answer as an A2A client sent it."""
+
+
+class StoredRequest(TaskRequest, frozen=True):
+    """A request as it is kept: with the A2A message that it came from, if it did."""
+
+    message: A2aMessage | None = None
+    extensions: tuple[str, ...] = ()
+    """What its A2A client has declared."""
 
 
 class TaskRow(Struct, frozen=True):
@@ -73,6 +97,10 @@ class TaskRow(Struct, frozen=True):
     ended_at: int | None = None
     question: Question | None = None
     """Of a task that waits for input, or whose answer was accepted and not yet taken up."""
+    status_at: int = 0
+    """When it came into its status."""
+    mark: Mark | None = None
+    """What the status alone does not say."""
 
     @property
     def ended(self) -> bool:
@@ -132,6 +160,8 @@ class Fold:
         """Bytes of the encoded chunks, where whoever adds them counts them."""
         self.status: Status = "running"
         self.error: TaskError | None = None
+        self.replied = False
+        """Whether the answer is a bare message."""
 
     def add(self, chunk_type: ChunkType, content: Any, media_type: str | UnsetType = UNSET) -> None:
         """Takes one chunk that is not final; of bytes, ``content`` is the base64 of them."""
@@ -152,6 +182,7 @@ class Fold:
         self.last_seq = chunk.seq
         if not chunk.final:
             self.add(chunk.chunk_type, chunk.content, chunk.media_type)
+            self.replied |= chunk.reply is not UNSET
             return
         self.status = chunk.status if chunk.status is not UNSET else "completed"
         if self.status == "failed":
@@ -209,7 +240,7 @@ def wire_task(row: TaskRow) -> Task:
         task_id=row.task_id,
         agent_id=row.agent_id,
         status=row.status,
-        metadata=row.metadata,
+        metadata=row.metadata if row.mark != "auth" else {**row.metadata, "reason": "auth"},
         started_at=timestamp(row.created_at),
         session_id=UNSET if row.session_id is None else row.session_id,
         output=UNSET if row.output is None else row.output,
@@ -255,7 +286,7 @@ def joined(lines: Iterable[bytes]) -> Iterator[bytes]:
     texts: list[bytes] = []
     size = 0
     for line in lines:
-        is_text = line.startswith(_TEXT, line.index(_SEQ) + len(_SEQ) + len(seq_of(line)))
+        is_text = line.endswith(_PLAIN) and line.startswith(_TEXT, line.index(_SEQ) + len(_SEQ) + len(seq_of(line)))
         if texts and (not is_text or size + len(line) > JOIN_BYTES):
             yield _join(texts)
             texts, size = [], 0
@@ -296,6 +327,8 @@ JOIN_BYTES: Final = 64 * 1024
 
 _SEQ: Final = b'","seq":'
 _TEXT: Final = b',"chunkType":"text"'
+_PLAIN: Final = b'"final":false}'
+"""How a chunk ends that says nothing more than all do; a part of an artifact is not joined to others."""
 _decoder = msgspec.json.Decoder(Chunk)
 
 

@@ -456,9 +456,18 @@ def take_back_a_migration(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database, database:
         tables = {name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         if "bodies" not in tables or database.execute("SELECT version_num FROM alembic_version").fetchone() != (
-            "0002",
+            "0003",
         ):
             return
+        for statement in (
+            "DROP INDEX ix_tasks_recent",
+            "ALTER TABLE tasks DROP COLUMN status_at",
+            "ALTER TABLE tasks DROP COLUMN mark",
+            "DROP INDEX ix_messages_task",
+            "ALTER TABLE messages DROP COLUMN original",
+            "UPDATE alembic_version SET version_num = '0002'",
+        ):
+            database.execute(statement)
         if database.execute("SELECT count(*) FROM bodies WHERE question IS NOT NULL").fetchone() == (0,):
             database.execute("DROP INDEX ix_tasks_unpruned")
             database.execute("ALTER TABLE tasks DROP COLUMN pruned_at")

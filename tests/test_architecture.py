@@ -11,8 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hector_trio"
 TESTS = Path(__file__).parent
 
-CORE = {"errors", "config", "models", "task", "session", "sse"}
-WORK = {"log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads"}
+CORE = {"a2a", "errors", "config", "models", "task", "session", "sse", "reach", "waiting"}
+WORK = {
+    "log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads", "push", "updates", "webhook",
+}  # fmt: skip
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "http1", "observability",
     "server", "transports",
@@ -20,7 +22,7 @@ EDGE = {
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
-    "server", "connection", "engine", "observability", "client/stream", "client/websocket", "cli",
+    "server", "connection", "engine", "observability", "push", "client/stream", "client/websocket", "cli",
     "transports/websocket", "transports/sse", "transports/quart_app", "transports/direct",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -315,7 +315,7 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         (
             "agents: {a: {lm: x}}",
             "agents.a.lm: unknown key; did you mean llm? (allowed: type, llm, name, description, version,"
-            " instructions, parameters, grace, max_grace, metadata)",
+            " instructions, parameters, grace, max_grace, metadata, a2a)",
         ),
         ("agents: {a: {function: 'm:f'}}", "agents.a.function: belongs to `type: python`, and this is `type: llm`"),
         ("agents: {a: {type: pyton}}", "agents.a.type: expected one of llm, python, got 'pyton'; did you mean python?"),
@@ -360,6 +360,11 @@ def test_a_bad_flag_is_said_to_come_from_the_command_line() -> None:
         ("server: {allow_origins: ['https://a.b/']}\n" + AGENTS, "an origin has no path: write https://a.b"),
         ("server: {allow_origins: [a.b]}\n" + AGENTS, "server.allow_origins[0]: 'a.b' is no origin, such as"),
         ("server: {allowed_hosts: ['a.b:80']}\n" + AGENTS, "server.allowed_hosts[0]: 'a.b:80' is no host name"),
+        ("push: {allow: ['http://a.b']}\n" + AGENTS, "push.allow[0]: 'http://a.b' is no network"),
+        ("push: {allow: ['a.b:80']}\n" + AGENTS, "push.allow[0]: 'a.b:80' is no network"),
+        ("push: {allow: [10.0.0.0/33]}\n" + AGENTS, "push.allow[0]: '10.0.0.0/33' is no network"),
+        ("push: {allow: ['*']}\n" + AGENTS, "push.allow[0]: '*' is no host name, address or network"),
+        ("push: {timeout: 61}\n" + AGENTS, "push.timeout"),
         ("server: {base_url: 'localhost:80'}\n" + AGENTS, "server.base_url: 'localhost:80' is no http(s) address"),
         ("server: {root_path: x}\n" + AGENTS, "server.root_path: 'x' is no path prefix, such as /hector"),
         ("server: {tls: {cert: c}}\n" + AGENTS, "server.tls.key: is missing; it takes text"),
@@ -647,7 +652,8 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
             if rest.startswith(prefix):
                 places, rest = found, rest.removeprefix(prefix)
         for part in rest.split(".")[:-1]:
-            places = [place[part] for place in places]
+            found = [place[part.removesuffix("[]")] for place in places if part.removesuffix("[]") in place]
+            places = [item for each in found for item in each] if part.endswith("[]") else found
         assert any(rest.split(".")[-1] in place for place in places), key.path
         doc = re.sub(r"^\(\w+\) ", "", key.doc).replace("`", "")
         if not key.path.startswith("auth.tokens[]."):
@@ -657,7 +663,7 @@ def test_the_reference_holds_every_key_with_its_default_and_explanation() -> Non
 def test_the_reference_changes_nothing_but_models_and_agents() -> None:
     reference = load((CONFIGS / "reference.yaml").read_text(), {}, source="reference.yaml")
     default = Settings()
-    for section in ("server", "store", "auth", "tasks", "limits", "log"):
+    for section in ("server", "store", "auth", "tasks", "limits", "push", "log"):
         assert getattr(reference, section) == getattr(default, section)
     assert reference.llms["demo"] == DemoLlm()
     assert reference.llms["local"] == OpenAiLlm(model="llama3.2", base_url="http://127.0.0.1:11434/v1")

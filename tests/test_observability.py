@@ -371,7 +371,10 @@ def test_what_happened_is_counted() -> None:
     metrics.loop_lag(0.0001)
     metrics.loop_blocked("assistant")
     metrics.loop_blocked(None)
+    metrics.pushed("given_up", 1.5)
     found = samples(metrics)
+    assert found['hector_push_requests_total{result="given_up"}'] == 1
+    assert found["hector_push_seconds_sum"] == 1.5
     assert found['hector_requests_total{method="GET",route="/agents/{agentId}",status="200"}'] == 1
     assert found['hector_requests_total{method="GET",route="other",status="none"}'] == 1
     assert found['hector_request_seconds_count{route="/agents/{agentId}"}'] == 1

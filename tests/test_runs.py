@@ -12,9 +12,15 @@ from hector_trio.log import LogWriter, TaskLog
 from hector_trio.models import Content, TaskRequest
 from hector_trio.runs import INTERRUPTED, SESSION_DELETED, Run, failure, last_change
 from hector_trio.stores.memory import open_memory
-from hector_trio.task import Outcome, TaskRow
+from hector_trio.task import Fold, Outcome, TaskRow
 
 ROW = TaskRow(1, "o", "a", "t", "running", b"{}", "", "cancel", "i", {}, 0, session_id="s")
+
+
+def folded(text: str) -> Fold:
+    fold = Fold()
+    fold.add("text", text)
+    return fold
 
 
 async def a_run() -> Run:
@@ -67,13 +73,25 @@ def test_what_was_raised_on_purpose_is_told_and_nothing_else(error: Exception, c
     [(Outcome("completed"), None), (Outcome("cancelled"), "cancelled"), (INTERRUPTED, "failed")],
 )
 def test_an_answer_joins_the_conversation_marked_when_it_was_cut(outcome: Outcome, partial: str | None) -> None:
-    change, message = last_change(ROW, outcome, Content("text/plain", "half"), 5)
+    change, message = last_change(ROW, outcome, folded("half"), 5)
     assert (change.status, change.ended_at) == (outcome.status, 5)
     assert message is not None
     assert (message.content, message.partial_status) == ("half", partial)
 
 
 def test_without_a_session_or_an_answer_nothing_joins_a_conversation() -> None:
-    assert last_change(ROW, Outcome("completed"), None, 5)[1] is None
+    assert last_change(ROW, Outcome("completed"), Fold(), 5)[1] is None
     alone = msgspec.structs.replace(ROW, session_id=None)
-    assert last_change(alone, Outcome("completed"), Content(), 5)[1] is None
+    assert last_change(alone, Outcome("completed"), folded("x"), 5)[1] is None
+
+
+def test_what_a_status_does_not_say_is_marked() -> None:
+    replied = folded("x")
+    replied.replied = True
+    for outcome, fold, mark in (
+        (Outcome("completed"), replied, "reply"),
+        (Outcome("cancelled"), replied, None),
+        (Outcome("failed", code="rejected"), folded("x"), "rejected"),
+        (Outcome("failed", code="other"), folded("x"), None),
+    ):
+        assert last_change(ROW, outcome, fold, 5)[0].mark == mark

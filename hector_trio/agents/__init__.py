@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from msgspec import Struct, field
 
+from hector_trio.a2a.mapping import PartLike
+from hector_trio.a2a.types import Message as A2aMessage
+from hector_trio.config import A2a
 from hector_trio.models import Content, Message, TaskRequest
 from hector_trio.uploads import UploadedFile
 
@@ -25,6 +28,10 @@ class AgentInfo(Struct, frozen=True):
     """Seconds that a streamed task which says nothing else goes on without viewers; ``None``: the server's."""
     max_grace: float | None = None
     """The most seconds that a task may ask for; ``None``: the server's."""
+    replies: bool = False
+    """Whether it may answer with a bare A2A message."""
+    a2a: A2a = field(default_factory=A2a)
+    """What its A2A card says besides."""
 
 
 class Resume(NamedTuple):
@@ -57,6 +64,8 @@ class Context(Protocol):
     """The session's state as it was when the run began, moved on by ``update_state``."""
     deadline: float
     """Seconds on Trio's clock (``trio.current_time()``) at which the run is cut, and everything below it."""
+    message: A2aMessage | None
+    """The A2A message that began this run, with all its parts; ``None``: it did not come by A2A."""
     resume: Resume | None
     """Set when this run takes up a task that had asked; ``None`` in its first run."""
 
@@ -85,12 +94,47 @@ class Context(Protocol):
     async def emit_bytes(self, data: bytes, media_type: str) -> None:
         """Bytes of some media type (``image/png``): a ``data`` chunk, in base64 where the wire is JSON."""
 
-    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+    async def emit_status(self, message: Any = None) -> None:
+        """Says that the work goes on, and how (text or any JSON): a metadata chunk, for A2A a status update."""
+
+    async def artifact(
+        self,
+        *parts: PartLike,
+        artifact_id: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        extensions: list[str] | None = None,
+        append: bool = False,
+        last: bool = False,
+    ) -> str:
+        """Emits an A2A artifact, or what is new of one (``append``, with its ``artifact_id``); returns its id.
+
+        A part is a text, bytes, any other JSON, or a ``Part``. Everybody else gets the parts as text and data. Raises:
+        InvalidRequest without a part.
+        """
+
+    async def reply(self, *parts: PartLike) -> None:
+        """Answers with a bare A2A message instead of a task; nothing else is emitted before or after it.
+
+        For agents that are declared with ``replies=True``: their streams begin once they have decided. Everybody else
+        gets the message as text or data. Raises: RunError (``reply_not_declared``, ``reply_too_late``).
+        """
+
+    async def reject(self, reason: str) -> NoReturn:
+        """Ends the task as rejected: ``failed`` with the code ``rejected``, for A2A ``TASK_STATE_REJECTED``."""
+
+    def require_extension(self, uri: str) -> None:
+        """Ends the task as ``failed`` unless its A2A client has declared the extension; the client is told to. Raises:
+        RunError (``extension_required``)."""
+
+    async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         """Ends this run: the task is ``input_required`` until somebody answers, which starts a new run of it.
 
         ``question`` (text or any JSON) is shown to the client, ``saved`` (any JSON) is kept for the new run, which
         finds both and the answer in ``resume``. Nothing else of this run is kept: it ends like a cancelled one, and the
         task waits without slot, turn or Trio task, through restarts too, until ``tasks.input_timeout``.
+        ``auth``: it is a permission that is asked for (A2A: ``TASK_STATE_AUTH_REQUIRED``).
         Raises: RunError for what JSON cannot hold, or is too large.
         """
 

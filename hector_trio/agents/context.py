@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -9,12 +10,14 @@ import msgspec
 import trio
 from msgspec import UNSET
 
+from hector_trio.a2a.mapping import PartLike, artifact_pieces, part_of, reply_piece
+from hector_trio.a2a.types import Message as A2aMessage
 from hector_trio.agents import Resume
 from hector_trio.errors import InvalidRequest, RunError, SessionNotFound
 from hector_trio.log import TaskLog, now_ms
-from hector_trio.models import Content, Message, TaskRequest
+from hector_trio.models import ArtifactChunk, Content, Message, TaskRequest
 from hector_trio.stores import Store
-from hector_trio.task import Question, TaskRow
+from hector_trio.task import EXTENSION_REQUIRED, REJECTED, Question, StoredRequest, TaskRow
 from hector_trio.uploads import UploadedFile, Uploads
 
 
@@ -26,6 +29,7 @@ class RunContext:
         "_file",
         "_log",
         "_owner",
+        "_replies",
         "_session_bytes",
         "_store",
         "_uploads",
@@ -33,6 +37,7 @@ class RunContext:
         "deadline",
         "history",
         "input",
+        "message",
         "request",
         "resume",
         "session_id",
@@ -52,7 +57,9 @@ class RunContext:
         state: dict[str, Any],
         deadline: float,
         session_bytes: int,
-        ask: Callable[[Any, Any], None],
+        ask: Callable[[Any, Any, bool], None],
+        message: A2aMessage | None = None,
+        replies: bool = False,
         uploads: Uploads | None = None,
     ) -> None:
         self.task_id = row.task_id
@@ -70,6 +77,8 @@ class RunContext:
         self.resume = _resume(row.question)
         self._session_bytes = session_bytes
         self._ask = ask
+        self.message = message
+        self._replies = replies
         self._uploads = uploads
         answer = row.question.answer if row.question is not None else None
         self._file = request.input if answer is None or answer.upload_id is UNSET else answer
@@ -106,8 +115,55 @@ class RunContext:
     async def emit_bytes(self, data: bytes, media_type: str) -> None:
         await self._log.emit_bytes(data, media_type)
 
-    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
-        self._ask(question, saved)
+    async def emit_status(self, message: Any = None) -> None:
+        await self._log.emit("metadata", {"status": "working"} | ({} if message is None else {"message": message}))
+
+    async def artifact(
+        self,
+        *parts: PartLike,
+        artifact_id: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        extensions: list[str] | None = None,
+        append: bool = False,
+        last: bool = False,
+    ) -> str:
+        if not parts:
+            raise InvalidRequest("artifact takes at least one part")
+        about = ArtifactChunk(
+            artifact_id or str(uuid.uuid4()),
+            append=append,
+            last=last,
+            name=name,
+            description=description,
+            metadata=metadata,
+            extensions=extensions,
+        )
+        for piece in artifact_pieces([part_of(each) for each in parts], about):
+            await self._log.emit(piece.kind, piece.content, **piece.extra)
+        return about.id
+
+    async def reply(self, *parts: PartLike) -> None:
+        if not parts:
+            raise InvalidRequest("reply takes at least one part")
+        if not self._replies:
+            raise RunError("reply_not_declared", "Declare the agent with replies=True: it answers with a bare message")
+        if self._log.begun:
+            raise RunError("reply_too_late", "Something was emitted already, so the answer is a task and no message")
+        piece = reply_piece([part_of(each) for each in parts], str(uuid.uuid4()))
+        await self._log.emit(piece.kind, piece.content, **piece.extra)
+
+    async def reject(self, reason: str) -> NoReturn:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise RunError(REJECTED, reason)
+
+    def require_extension(self, uri: str) -> None:
+        if not isinstance(self.request, StoredRequest) or uri not in self.request.extensions:
+            raise RunError(EXTENSION_REQUIRED, uri)
+
+    async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
+        self._ask(question, saved, auth)
         await trio.lowlevel.checkpoint()  # the run is cancelled, and parked once everything in it has ended
         raise RunError("ask_shielded", "ask ends the run, so it cannot be called under a shield")
 

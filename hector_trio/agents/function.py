@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 
+from hector_trio.a2a.mapping import PartLike
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.errors import ConfigError, RunError
 from hector_trio.models import Content, Message, TaskRequest
@@ -38,6 +39,7 @@ class SyncContext:
         self.history: list[Message] = ctx.history
         self.deadline = ctx.deadline
         self.resume = ctx.resume
+        self.message = ctx.message
         self.text = ctx.text
         self.parameters = ctx.parameters
 
@@ -73,9 +75,32 @@ class SyncContext:
     def emit_bytes(self, data: bytes, media_type: str) -> None:
         self._call(self._ctx.emit_bytes, data, media_type)
 
-    def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+    def emit_status(self, message: Any = None) -> None:
+        self._call(self._ctx.emit_status, message)
+
+    def artifact(self, *parts: PartLike, **about: Any) -> str:
+        """As ``Context.artifact``."""
+        made: list[str] = []
+
+        async def emit() -> None:
+            made.append(await self._ctx.artifact(*parts, **about))
+
+        self._call(emit)
+        return made[0]
+
+    def reply(self, *parts: PartLike) -> None:
+        self._call(self._ctx.reply, *parts)
+
+    def reject(self, reason: str) -> NoReturn:
+        self._call(self._ctx.reject, reason)
+        raise AssertionError("reject returned")
+
+    def require_extension(self, uri: str) -> None:
+        self._ctx.require_extension(uri)
+
+    def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         async def ask() -> None:
-            await self._ctx.ask(question, saved=saved)
+            await self._ctx.ask(question, saved=saved, auth=auth)
 
         self._call(ask)
         raise AssertionError("ask returned")

@@ -6,6 +6,9 @@ from hector_trio.config.environment import Overrides, from_environment, variable
 from hector_trio.config.loading import default_settings, load, load_file
 from hector_trio.config.rules import secrets
 from hector_trio.config.settings import (
+    A2a,
+    A2aExtension,
+    A2aSkill,
     AgentSettings,
     Auth,
     DemoLlm,
@@ -14,6 +17,7 @@ from hector_trio.config.settings import (
     LlmAgent,
     Log,
     OpenAiLlm,
+    PushSettings,
     PythonAgent,
     Server,
     Settings,
@@ -25,6 +29,9 @@ from hector_trio.config.settings import (
 )
 
 __all__ = [
+    "A2a",
+    "A2aExtension",
+    "A2aSkill",
     "AgentSettings",
     "Auth",
     "DemoLlm",
@@ -35,6 +42,7 @@ __all__ = [
     "Log",
     "OpenAiLlm",
     "Overrides",
+    "PushSettings",
     "PythonAgent",
     "Server",
     "Settings",

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from hector_trio.config.settings import (
     OpenAiLlm,
+    PushSettings,
     PythonAgent,
     Server,
     Settings,
@@ -69,6 +70,18 @@ def _check_allowed_host(text: str) -> str | None:
     if text == "*" or _is_address(text.strip("[]")) or _HOSTNAME.match(name):
         return None
     return f"{text!r} is no host name, such as hector.lan or *.example.com (without port)"
+
+
+def _check_allowed_webhook(text: str) -> str | None:
+    if re.fullmatch(r"[0-9.:/]+", text) or ":" in text or "/" in text:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            return f"{text!r} is no network, such as 10.1.0.0/16, and no host name (without scheme and port)"
+        return None
+    if _HOSTNAME.match(text.removeprefix("*.")):
+        return None
+    return f"{text!r} is no host name, address or network, such as hooks.lan, *.lan or 10.1.0.0/16"
 
 
 def _check_url(text: str) -> str | None:
@@ -159,6 +172,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (Tls, "key"): _check_path,
     (StoreSettings, "url"): _check_store,
     (UploadSettings, "path"): _check_path,
+    (PushSettings, "allow"): _check_allowed_webhook,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
     (OpenAiLlm, "model"): _check_text,

@@ -177,6 +177,35 @@ class UploadSettings(Struct, frozen=True):
     """Seconds after its last byte, or after the last task that used it could have ended, that an upload is kept."""
 
 
+class PushSettings(Struct, frozen=True):
+    """Webhooks that A2A clients name, to be told of their tasks."""
+
+    enabled: bool = True
+    """Whether there are any."""
+    allow: list[str] = field(default_factory=list)
+    """Hosts, addresses or networks that may be called although they are not public; ``*.lan``: all hosts below."""
+    allow_loopback: bool = False
+    """Whether this machine may be called."""
+    timeout: Annotated[float, Meta(gt=0, le=60)] = 15.0
+    """Seconds that a request may take, from looking up the name to the answer."""
+    attempts: Annotated[int, Meta(ge=1, le=100)] = 8
+    """Attempts to deliver an event before it is given up."""
+    backoff: Annotated[float, Meta(gt=0, le=3600)] = 1.0
+    """Seconds between the first two attempts; each further pause is twice as long."""
+    max_backoff: Annotated[float, Meta(gt=0, le=86400)] = 300.0
+    """The longest pause between attempts, also if the webhook asks for a longer one."""
+    interval: Annotated[float, Meta(ge=0, le=60)] = 0.1
+    """Seconds from one request to the next about the same task, unless they are due together; text is joined."""
+    per_task: Count = 16
+    """Webhooks of one task."""
+    webhooks: Count = 10_000
+    """Webhooks of all tasks that have not been told everything."""
+    concurrent: Count = 200
+    """Requests under way, in all."""
+    per_host: Count = 8
+    """Requests under way to one host."""
+
+
 class Token(Struct, frozen=True):
     """One bearer token and whose it is."""
 
@@ -228,6 +257,71 @@ class OpenAiLlm(Struct, frozen=True, tag="openai", tag_field="type"):
 Llm = DemoLlm | OpenAiLlm
 
 
+class A2aSkill(Struct, frozen=True):
+    """One thing that an agent is good at, as its A2A card says it."""
+
+    id: str
+    """Unique among the agent's skills."""
+    name: str
+    """For people."""
+    description: str
+    """What it does."""
+    tags: list[str]
+    """Words to find it by, one at least."""
+    examples: list[str] = field(default_factory=list)
+    """Prompts that it answers."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: the agent's."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: the agent's."""
+
+
+class A2aExtension(Struct, frozen=True):
+    """An A2A extension that an agent offers or asks for."""
+
+    uri: str
+    """Its name."""
+    description: str = ""
+    """How the agent uses it."""
+    required: bool = False
+    """Refuse clients that do not declare it."""
+    enforce: Literal["always", "agent"] = "always"
+    """``agent``: only where the agent itself asks for it (``ctx.require_extension``)."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """What it wants to have said about it."""
+
+
+class A2a(Struct, frozen=True):
+    """What an agent's A2A card says, and with that what it does."""
+
+    streaming: bool = True
+    """Whether clients may stream and subscribe."""
+    push: bool = True
+    """Whether clients may have push notifications."""
+    skills: list[A2aSkill] = field(default_factory=list)
+    """What it is good at; left out: one skill, which is the agent itself."""
+    extended_skills: list[A2aSkill] = field(default_factory=list)
+    """Further skills that only the card for authenticated clients shows."""
+    extensions: list[A2aExtension] = field(default_factory=list)
+    """Extensions that it offers or asks for."""
+    legacy: bool = True
+    """Whether clients of A2A 0.3 are served, and find their way on the card."""
+    resume: bool = True
+    """Whether streams can be resumed by number (an extension of ours)."""
+    input_modes: list[str] = field(default_factory=list)
+    """Media types that it takes; none: text/plain and application/json."""
+    output_modes: list[str] = field(default_factory=list)
+    """Media types that it gives; none: text/plain and application/json."""
+    provider: str | None = None
+    """Who provides it."""
+    provider_url: str | None = None
+    """The provider's address."""
+    documentation_url: str | None = None
+    """Where it is described."""
+    icon_url: str | None = None
+    """Its picture."""
+
+
 class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """An agent that hands the conversation to a model."""
 
@@ -249,6 +343,7 @@ class LlmAgent(Struct, frozen=True, tag="llm", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
@@ -268,6 +363,9 @@ class PythonAgent(Struct, frozen=True, tag="python", tag_field="type"):
     """``tasks.max_grace`` of this agent; left out: the server's."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything else for the card."""
+    replies: bool = False
+    """Whether it may answer with a bare A2A message (``ctx.reply``)."""
+    a2a: A2a = field(default_factory=A2a)
 
 
 AgentSettings = LlmAgent | PythonAgent
@@ -282,6 +380,7 @@ class Settings(Struct, frozen=True):
     tasks: Tasks = field(default_factory=Tasks)
     limits: Limits = field(default_factory=Limits)
     uploads: UploadSettings = field(default_factory=UploadSettings)
+    push: PushSettings = field(default_factory=PushSettings)
     log: Log = field(default_factory=Log)
     llms: dict[str, Llm] = field(default_factory=dict)
     """Models by name. ``demo``, the built-in one, is always there unless it is declared otherwise."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
 import math
 import os
@@ -10,7 +9,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -24,6 +23,7 @@ from hector_trio import sse
 from hector_trio.config import OpenAiLlm
 from hector_trio.errors import ConfigError, ModelError
 from hector_trio.providers import Delta, ModelRequest, ModelResult, OnDelta
+from hector_trio.waiting import retry_after
 
 MAX_EVENT = 1 << 20
 """Bytes of one event of the model's stream."""
@@ -338,17 +338,6 @@ def _error_of(body: bytes) -> tuple[str, str]:
         message = value.get("message")
         return (message if isinstance(message, str) else "", kind)
     return (value if isinstance(value, str) else "", "")
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a ``Retry-After`` (seconds or an HTTP date) asks to wait from ``now`` (epoch seconds)."""
-    text = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from hector_trio.models import Content, Status, TaskError
 from hector_trio.session import MessageRow, SessionRow
-from hector_trio.task import Question, TaskRow
+from hector_trio.task import Mark, Question, TaskRow
 
 T = TypeVar("T")
 
@@ -69,6 +69,10 @@ class Accepted(Struct, frozen=True):
     task: TaskRow
 
 
+State = tuple[Status, Mark | None]
+"""A status and what it does not say."""
+
+
 class Change(Struct, frozen=True):
     """What a task's row becomes in the transaction that appends."""
 
@@ -77,6 +81,13 @@ class Change(Struct, frozen=True):
     error: TaskError | None = None
     ended_at: int | None = None
     question: Question | None = None
+    at: int | None = None
+    """When the status began; left out: when the task ended, else as before."""
+    mark: Mark | None = None
+
+    @property
+    def status_at(self) -> int | None:
+        return self.ended_at if self.at is None else self.at
 
 
 class Append(Struct, frozen=True):
@@ -103,6 +114,44 @@ class Segment(Struct, frozen=True):
     first_seq: int
     last_seq: int
     data: bytes
+
+
+PushDialect = Literal["1.0", "0.3"]
+"""The version of A2A that a webhook understands."""
+
+
+class Push(Struct, frozen=True):
+    """A webhook that is to be told of a task, and how far it was."""
+
+    key: int
+    """The task's."""
+    config_id: str
+    """Unique among the webhooks of the task."""
+    url: str
+    created_at: int
+    instance: str
+    """Who tells it."""
+    seq: int = 0
+    """The last chunk that was delivered or given up."""
+    token: str | None = None
+    scheme: str | None = None
+    credentials: str | None = None
+    over_at: int | None = None
+    """When there was nothing more to tell."""
+    dialect: PushDialect = "1.0"
+
+    def __repr__(self) -> str:
+        """Without what is secret, which may be anywhere in it."""
+        return f"Push(key={self.key}, config_id={self.config_id!r}, seq={self.seq}, over_at={self.over_at})"
+
+
+class PushMove(Struct, frozen=True):
+    """How far a webhook has been told by now."""
+
+    key: int
+    config_id: str
+    seq: int
+    over_at: int | None = None
 
 
 class StoreStatistics(Struct, frozen=True):
@@ -170,6 +219,27 @@ class Store(Protocol):
     ) -> Page[TaskRow]:
         """Newest first. Raises InvalidRequest for a token that is not one of ours."""
 
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        """Those whose status changed last come first. ``states``: only these, a status and its mark; ``since``: only
+        those that came into their status then or later. Not those that were answered by a bare message. Raises
+        InvalidRequest for a token that is not one of ours."""
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        """The last ``limit`` lines that a task added to its session's conversation, with their originals, or as many
+        of them as have no more than ``limit_bytes`` together, but the newest in any case; oldest first."""
+
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         """Removes an ended task and its log: for everybody at once, from the disk by and by. Raises TaskNotFound,
         TaskRunning."""
@@ -181,6 +251,24 @@ class Store(Protocol):
     async def take_over(self, instance: str) -> list[TaskRow]:
         """Makes every task that has not ended and belongs to a dead instance ``instance``'s; returns all of them in
         order of acceptance. (A store used by one process alone: every other instance is dead.)"""
+
+    # --- webhooks: they go with their task
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        """Keeps a webhook, in the place of the one of that task and id if there is one. Raises: TaskNotFound,
+        RateLimited when the task has ``limit`` others."""
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        """A task's webhooks by their ids; of a task that is gone: none."""
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        """Idempotent."""
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        """Keeps how far each has been told; returns the tasks and ids of those that are gone. Each comes once."""
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        """As ``take_over``: makes every webhook that is not over, and is a dead instance's, ``instance``'s; returns
+        all of them in the order of their tasks."""
 
     # --- sessions
     async def create_session(self, row: SessionRow, *, limit: int) -> None:

@@ -34,7 +34,10 @@ from hector_trio.stores import (
     Idempotency,
     NewTask,
     Page,
+    Push,
+    PushMove,
     Segment,
+    State,
     StoreStatistics,
 )
 from hector_trio.stores.order import Due, Lists
@@ -45,6 +48,8 @@ from hector_trio.stores.rules import (
     next_name,
     page_position,
     page_token,
+    pair_position,
+    pair_token,
     patched,
     split_name,
     text_of,
@@ -98,6 +103,7 @@ class _Task:
         self.log: list[Segment] = []
         self.used_by: list[tuple[str, str, str]] = []
         """The idempotency keys that lead here (some may lead elsewhere by now)."""
+        self.pushes: dict[str, Push] = {}
 
     @property
     def lists(self) -> list[tuple[str, str | None, str | None]]:
@@ -176,6 +182,7 @@ class MemoryStore:
             metadata=metadata,
             created_at=new.created_at,
             session_id=new.session_id,
+            status_at=new.created_at,
         )
         self._next_task += 1
         task = self._tasks[row.key] = _Task(row, session)
@@ -278,6 +285,49 @@ class MemoryStore:
         page, more = fitting(rest, _task_size, limit, limit_bytes)
         return Page([_task_out(row) for row in page], total, page_token(page[-1].key, question) if more else "")
 
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        question = ("recent", owner, agent_id, session_id, sorted(states, key=str), since)
+        before = pair_position(token, question)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        at = time_of(now)
+        gone = self._gone(owner, at)
+        tasks = map(self._tasks.__getitem__, self._task_lists.newest((owner, agent_id, None)))
+        rows = [
+            task.row
+            for task in tasks
+            if task.session not in gone
+            and task.row.mark != "reply"
+            and session_id in (None, task.row.session_id)
+            and (not states or (task.row.status, task.row.mark) in states)
+            and (since is None or task.row.status_at >= since)
+        ]
+        rows.sort(key=lambda row: (row.status_at, row.key), reverse=True)
+        rest = (row for row in rows if before is None or (row.status_at, row.key) < before)
+        page, more = fitting(rest, _task_size, limit, limit_bytes)
+        token = pair_token(page[-1].status_at, page[-1].key, question) if more else ""
+        return Page([_task_out(row) for row in page], len(rows), token)
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = self._tasks.get(key)
+        if task is None or task.session is None:
+            return []
+        lines = (line for line in reversed(task.session.messages) if line[0] == key)
+        found, _ = fitting(lines, lambda line: _line_size(line) + len(line[1].original or b""), limit, limit_bytes)
+        return [replace(self._message_out(*line), original=line[1].original) for line in reversed(found)]
+
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._begin()
         task = self._named(owner, agent_id, task_id)
@@ -299,6 +349,48 @@ class MemoryStore:
         for task in orphans:
             task.row = replace(task.row, instance=instance)
         return [_task_out(task.row) for task in orphans]
+
+    # --- webhooks -----------------------------------------------------------------------------------------------------
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        await self._begin()
+        task = self._tasks.get(push.key)
+        if task is None:
+            raise TaskNotFound("The task is gone")
+        if len(task.pushes.keys() - {push.config_id}) >= limit:
+            raise RateLimited(f"A task can have no more than {limit} push notification configurations")
+        task.pushes[push.config_id] = push
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        task = self._tasks.get(key)
+        return [] if task is None else [task.pushes[name] for name in sorted(task.pushes)]
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        await self._begin()
+        if (task := self._tasks.get(key)) is not None:
+            task.pushes.pop(config_id, None)
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        await self._begin()
+        gone = set()
+        for move in moves:
+            task = self._tasks.get(move.key)
+            if task is None or move.config_id not in task.pushes:
+                gone.add((move.key, move.config_id))
+            else:
+                push = task.pushes[move.config_id]
+                task.pushes[move.config_id] = replace(push, seq=move.seq, over_at=move.over_at)
+        return frozenset(gone)
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        await self._begin()
+        found = []
+        for task in self._tasks.values():
+            for name, push in sorted(task.pushes.items()):
+                if push.over_at is None:
+                    task.pushes[name] = replace(push, instance=instance)
+                    found.append(task.pushes[name])
+        return found
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def create_session(self, row: SessionRow, *, limit: int) -> None:
@@ -536,6 +628,8 @@ class MemoryStore:
             error=change.error,
             ended_at=change.ended_at,
             question=change.question,
+            status_at=row.status_at if change.status_at is None else change.status_at,
+            mark=change.mark,
         )
         if change.status != row.status:
             self._task_lists.add(task.lists, row.key)
@@ -576,7 +670,7 @@ class MemoryStore:
         # a task that was replaced has another name by now
         task = self._tasks.get(task_key)
         name = message.task_id if task is None else task.row.task_id
-        return replace(message, task_id=name, content=_copy(message.content))
+        return replace(message, task_id=name, content=_copy(message.content), original=None)
 
 
 def _copy(value: Any) -> Any:

@@ -73,6 +73,23 @@ def page_position(token: str, question: tuple[Any, ...]) -> int | None:
     return position
 
 
+def pair_token(first: int, second: int, question: tuple[Any, ...]) -> str:
+    """As ``page_token``, of a list that is in the order of two numbers."""
+    return f"{page_token(first, question)}.{page_token(second, (first, *question))}"
+
+
+def pair_position(token: str, question: tuple[Any, ...]) -> tuple[int, int] | None:
+    """As ``page_position``. Raises: InvalidRequest."""
+    if not token:
+        return None
+    head, _, tail = token.partition(".")
+    first = page_position(head or ".", question)
+    assert first is not None
+    second = page_position(tail or ".", (first, *question))
+    assert second is not None
+    return first, second
+
+
 # --- names of replaced tasks ------------------------------------------------------------------------------------------
 # An ended task whose id is used again goes on as "{id}~1", "{id}~2" … Every id is seen as a stem and a number ("a~2" is
 # ("a", 2), "a" is ("a", 0)), whoever made it. So the highest number of a stem, which an index answers at once, is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-HEAD = "0002"
+HEAD = "0004"
 """The newest migration; a store that knows another one is older (and migrated) or newer (and refused)."""
 
 NEVER = 2**63 - 1
@@ -94,11 +94,15 @@ tasks = Table(
     Column("last_seq", BigInteger, nullable=False),
     # when all of its log but the end was removed
     Column("pruned_at", BigInteger),
+    # when it came into its status, and what the status alone does not say
+    Column("status_at", BigInteger, nullable=False, server_default="0"),
+    Column("mark", Text),
     Index("ix_tasks_name", "owner", "agent_id", "task_id", unique=True),
     Index("ix_tasks_stem", "owner", "agent_id", "stem", "number"),
     Index("ix_tasks_owner", "owner", "key", "status"),
     Index("ix_tasks_agent", "owner", "agent_id", "key", "status"),
     Index("ix_tasks_session", "session_key", "key", "status"),
+    Index("ix_tasks_recent", "owner", "agent_id", "status_at", "key"),
     # the same conditions stand in the migrations for PostgreSQL; here they would import its dialect at every start
     Index("ix_tasks_unfinished", "key", sqlite_where=text("ended_at IS NULL")),
     Index("ix_tasks_retention", "session_key", "ended_at"),
@@ -141,6 +145,9 @@ messages = Table(
     Column("content", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("partial_status", Text),
+    # as an A2A client sent it
+    Column("original", LargeBinary),
+    Index("ix_messages_task", "task_key", "n"),
 )
 
 idempotency = Table(
@@ -154,4 +161,27 @@ idempotency = Table(
     Column("task_key", _KEY, _parent("tasks.key"), nullable=False),
     Index("ix_idempotency_expiry", "expires_at"),
     Index("ix_idempotency_task", "task_key"),
+)
+
+pushes = Table(
+    "pushes",
+    tables,
+    Column("task_key", _KEY, _parent("tasks.key"), primary_key=True, autoincrement=False),
+    Column("config_id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("token", Text),
+    Column("scheme", Text),
+    Column("credentials", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    # when there was nothing more to tell
+    Column("over_at", BigInteger),
+    Column("dialect", Text, nullable=False),
+    Index(
+        "ix_pushes_open",
+        "task_key",
+        sqlite_where=text("over_at IS NULL"),
+        postgresql_where=text("over_at IS NULL"),
+    ),
 )

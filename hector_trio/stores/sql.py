@@ -26,8 +26,12 @@ from hector_trio.stores import (
     Idempotency,
     NewTask,
     Page,
+    Push,
+    PushMove,
     Segment,
+    State,
     StoreStatistics,
+    sql_push,
     sql_removal,
     sql_sessions,
     sql_tasks,
@@ -239,6 +243,26 @@ class SqlStore:
         listing = sql_tasks.Listing(owner, time_of(now), agent_id, session_id, status, limit, limit_bytes, token)
         return await self._read(listing.read)
 
+    async def recent_tasks(
+        self,
+        owner: str,
+        agent_id: str,
+        *,
+        now: int | None = None,
+        session_id: str | None = None,
+        states: Sequence[State] = (),
+        since: int | None = None,
+        limit: int = 50,
+        limit_bytes: int = PAGE_BYTES,
+        token: str = "",
+    ) -> Page[TaskRow]:
+        at = time_of(now)
+        listing = sql_tasks.Recent(owner, at, agent_id, session_id, states, since, limit, limit_bytes, token)
+        return await self._read(listing.read)
+
+    async def task_messages(self, key: int, *, limit: int, limit_bytes: int = PAGE_BYTES) -> list[MessageRow]:
+        return await self._read(lambda connection: sql_sessions.of_task(connection, key, limit, limit_bytes))
+
     async def delete_task(self, owner: str, agent_id: str, task_id: str) -> None:
         await self._writer.run(lambda c: sql_tasks.remove(c, owner, agent_id, task_id))
 
@@ -254,6 +278,22 @@ class SqlStore:
             return sql_tasks.take_over(connection, instance)
 
         return await self._writer.run(take)
+
+    # --- webhooks -----------------------------------------------------------------------------------------------------
+    async def put_push(self, push: Push, *, limit: int) -> None:
+        await self._writer.run(lambda c: sql_push.put(c, push, limit))
+
+    async def list_pushes(self, key: int) -> list[Push]:
+        return await self._read(lambda c: sql_push.of_task(c, key))
+
+    async def delete_push(self, key: int, config_id: str) -> None:
+        await self._writer.run(lambda c: sql_push.remove(c, key, config_id))
+
+    async def move_pushes(self, moves: Sequence[PushMove]) -> frozenset[tuple[int, str]]:
+        return await self._writer.run(lambda c: sql_push.move(c, moves))
+
+    async def take_over_pushes(self, instance: str) -> list[Push]:
+        return await self._writer.run(lambda c: sql_push.take_over(c, instance))
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def create_session(self, row: SessionRow, *, limit: int) -> None:

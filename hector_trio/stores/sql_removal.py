@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from hector_trio.stores.schema import NEVER, REMOVED, idempotency, messages, segments, sessions, tasks
+from hector_trio.stores.schema import NEVER, REMOVED, idempotency, messages, pushes, segments, sessions, tasks
 
 SLICE_SECONDS: Final = 0.01
 """How long a transaction goes on removing rows, while others wait for the writer."""
@@ -106,6 +106,7 @@ _HIDE_TASK = (
     )
 )
 _FORGET_KEYS = delete(idempotency).where(idempotency.c.task_key == bindparam("of"))
+_FORGET_PUSHES = delete(pushes).where(pushes.c.task_key == bindparam("of"))
 
 
 def remove_task(connection: Connection, key: int, part: Slice) -> bool:
@@ -119,6 +120,7 @@ def remove_task(connection: Connection, key: int, part: Slice) -> bool:
 
 def _hide_task(connection: Connection, key: int) -> None:
     connection.execute(_FORGET_KEYS, {"of": key})
+    connection.execute(_FORGET_PUSHES, {"of": key})
     connection.execute(_HIDE_TASK, {"of": key})
 
 

@@ -210,7 +210,7 @@ def _digest(name: str, text: str) -> bytes:
 
 # --- conversations ----------------------------------------------------------------------------------------------------
 
-_COLUMNS = ("task_key", "task_id", "agent_id", "role", "type", "content", "created_at", "partial_status")
+_COLUMNS = ("task_key", "task_id", "agent_id", "role", "type", "content", "created_at", "partial_status", "original")
 _ADD = insert(messages).from_select(
     ["session_key", "n", *_COLUMNS],
     select(
@@ -265,6 +265,7 @@ def add_message(connection: Connection, task_key: int, message: MessageRow) -> N
         "new_content": encode(message.content).decode(),
         "new_created_at": message.created_at,
         "new_partial_status": message.partial_status,
+        "new_original": message.original,
     }
     connection.execute(_ADD, values)
     touch(connection, (task_key, message.created_at))
@@ -299,6 +300,20 @@ def history(connection: Connection, owner: str, session_id: str, limit: int, lim
     with connection.execute(last.execution_options(stream_results=True)) as cursor:
         rows, _ = fitting(cursor, lambda row: byte_count(row.content), limit, limit_bytes)
     return [_message(row) for row in reversed(rows)]
+
+
+_OF_TASK = (
+    _MESSAGES.add_columns(messages.c.original)
+    .where(messages.c.task_key == bindparam("task_key"))
+    .order_by(messages.c.n.desc())
+    .execution_options(stream_results=True)
+)
+
+
+def of_task(connection: Connection, key: int, limit: int, limit_bytes: int) -> list[MessageRow]:
+    with connection.execute(_OF_TASK, {"task_key": key}) as cursor:
+        rows, _ = fitting(cursor, lambda row: byte_count(row.content) + len(row.original or b""), limit, limit_bytes)
+    return [msgspec.structs.replace(_message(row[:-1]), original=row[-1]) for row in reversed(rows)]
 
 
 def _message(row: Sequence[Any]) -> MessageRow:

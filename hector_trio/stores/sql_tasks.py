@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, tuple_, update
 
 from hector_trio.errors import (
     IdempotencyMismatch,
@@ -19,8 +19,16 @@ from hector_trio.errors import (
     TaskRunning,
 )
 from hector_trio.models import Content, TaskError, encode
-from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment
-from hector_trio.stores.rules import fitting, next_name, page_position, page_token, split_name
+from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment, State
+from hector_trio.stores.rules import (
+    fitting,
+    next_name,
+    page_position,
+    page_token,
+    pair_position,
+    pair_token,
+    split_name,
+)
 from hector_trio.stores.schema import NEVER, bodies, idempotency, segments, sessions, tasks
 from hector_trio.stores.sql_removal import HELD, Slice, alive, remove_task
 from hector_trio.stores.sql_sessions import add_message, byte_count, live_session, touch
@@ -47,6 +55,8 @@ _TASK = select(
     bodies.c.error,
     tasks.c.ended_at,
     bodies.c.question,
+    tasks.c.status_at,
+    tasks.c.mark,
 ).join_from(tasks, bodies, bodies.c.task_key == tasks.c.key)
 
 _BY_KEY = _TASK.where(tasks.c.key == bindparam("key"), HELD)
@@ -73,7 +83,7 @@ _question = msgspec.json.Decoder(Question).decode
 
 def _task(row: Sequence[Any]) -> TaskRow:
     key, owner, agent_id, task_id, status, request, fingerprint, policy, *rest = row
-    instance, metadata, created_at, session_id, last_seq, output, error, ended_at, question = rest
+    instance, metadata, created_at, session_id, last_seq, output, error, ended_at, question, status_at, mark = rest
     return TaskRow(
         key=key,
         owner=owner,
@@ -92,6 +102,8 @@ def _task(row: Sequence[Any]) -> TaskRow:
         error=None if error is None else _error(error),
         ended_at=ended_at,
         question=None if question is None else _question(question),
+        status_at=status_at,
+        mark=mark,
     )
 
 
@@ -159,6 +171,49 @@ class Listing:
             rows, more = fitting(cursor, _size, *self._limits)
         items = [_task(row) for row in rows]
         return Page(items, total, page_token(items[-1].key, self._question) if more else "")
+
+
+class Recent:
+    """One page of an agent's tasks, the last changed first. Raises InvalidRequest for a token that is not its own."""
+
+    def __init__(
+        self,
+        owner: str,
+        now: int,
+        agent_id: str,
+        session_id: str | None,
+        states: Sequence[State],
+        since: int | None,
+        limit: int,
+        limit_bytes: int,
+        token: str,
+    ) -> None:
+        self._question = ("recent", owner, agent_id, session_id, sorted(states, key=str), since)
+        self._limits = (limit, limit_bytes)
+        self._before = pair_position(token, self._question)
+        gone = select(_also.c.key).where(
+            _also.c.session_key == sessions.c.key, sessions.c.expires_at <= now, ~alive(now)
+        )
+        self._where = [tasks.c.owner == owner, tasks.c.agent_id == agent_id, tasks.c.key.not_in(gone)]
+        self._where.append(or_(tasks.c.mark.is_(None), tasks.c.mark != "reply"))
+        if session_id is not None:
+            self._where.append(tasks.c.session_id == session_id)
+        if states:
+            self._where.append(
+                or_(*((tasks.c.status == status) & tasks.c.mark.is_not_distinct_from(mark) for status, mark in states))
+            )
+        if since is not None:
+            self._where.append(tasks.c.status_at >= since)
+
+    def read(self, connection: Connection) -> Page[TaskRow]:
+        total = connection.execute(select(func.count()).select_from(tasks).where(*self._where)).scalar_one()
+        page = _TASK.where(*self._where).order_by(tasks.c.status_at.desc(), tasks.c.key.desc())
+        if self._before is not None:
+            page = page.where(tuple_(tasks.c.status_at, tasks.c.key) < self._before)
+        with connection.execute(page.execution_options(stream_results=True)) as cursor:
+            rows, more = fitting(cursor, _size, *self._limits)
+        items = [_task(row) for row in rows]
+        return Page(items, total, pair_token(items[-1].status_at, items[-1].key, self._question) if more else "")
 
 
 _LOG = (
@@ -310,6 +365,7 @@ def _insert(connection: Connection, new: NewTask, session_key: int | None) -> Ta
         "session_id": new.session_id,
         "session_key": session_key,
         "last_seq": 0,
+        "status_at": new.created_at,
     }
     result = connection.execute(_INSERT, values)
     assert result.inserted_primary_key is not None
@@ -331,7 +387,13 @@ _CHANGE = (
         tasks.c.instance == bindparam("writer"),
         tasks.c.ended_at.is_(None),
     )
-    .values(last_seq=bindparam("after"), status=bindparam("new_status"), ended_at=bindparam("new_ended_at"))
+    .values(
+        last_seq=bindparam("after"),
+        status=bindparam("new_status"),
+        ended_at=bindparam("new_ended_at"),
+        status_at=func.coalesce(bindparam("new_status_at", type_=tasks.c.status_at.type), tasks.c.status_at),
+        mark=bindparam("new_mark"),
+    )
 )
 _CHANGE_BODY = (
     update(bodies)
@@ -451,6 +513,8 @@ def _change(append: Append) -> dict[str, Any]:
         "after": append.last_seq,
         "new_status": change.status,
         "new_ended_at": change.ended_at,
+        "new_status_at": change.status_at,
+        "new_mark": change.mark,
     }
 
 

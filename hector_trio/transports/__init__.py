@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hector_trio.engine import Engine
+from hector_trio.push import Pusher
 from hector_trio.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -26,3 +27,5 @@ class Services:
     """Whether every address that the server listens on is a loopback one."""
     watch: TreeWatch | None = None
     """What knows the live tree; ``None``: it is not enabled."""
+    push: Pusher | None = None
+    """What tells webhooks; ``None``: it is not enabled."""

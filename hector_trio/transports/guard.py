@@ -15,6 +15,7 @@ from hector_trio.errors import Forbidden, HectorError, InvalidRequest, PayloadTo
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
+from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
@@ -200,7 +201,7 @@ class Exchange:
     async def refuse(self, scope: Message, error: HectorError) -> None:
         """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade."""
         body = body_of(error, instance=scope["path"], request_id=scope[REQUEST_ID])
-        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
+        headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))
         if scope["type"] == "http":
             if isinstance(error, PayloadTooLarge | InvalidRequest):
@@ -261,8 +262,8 @@ def local_path(scope: Message) -> str:
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask without credentials: the page, its assets, and what watches the server's health."""
-    return path == "/" or path.startswith(("/health/", "/assets/"))
+    """Whether anybody may ask without credentials: the page, its assets, what watches the server, A2A's cards."""
+    return path == "/" or path.startswith(("/health/", "/assets/")) or is_card(path)
 
 
 def is_preflight(scope: Message, headers: Headers) -> bool:

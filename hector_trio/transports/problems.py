@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from hector_trio.a2a import errors
 from hector_trio.auth import CHALLENGE
 from hector_trio.errors import HectorError
 from hector_trio.log import now_ms
@@ -48,6 +49,8 @@ STATUS: Final[dict[str, int]] = {
 }
 """Total: every code of the tree of errors stands here (a test walks it)."""
 
+A2A: Final = "/a2a/"
+
 RETRY_AFTER: Final[dict[int, int]] = {429: 1, 503: 5}
 """Seconds, for an error that does not say them itself."""
 
@@ -75,10 +78,11 @@ def problem(error: HectorError, *, instance: str, request_id: str) -> Problem:
     )
 
 
-def headers_of(error: HectorError) -> dict[str, str]:
+def headers_of(error: HectorError, instance: str = "") -> dict[str, str]:
     """What goes beside the body: ``Retry-After`` (RFC 9110, 10.2.3), ``WWW-Authenticate`` (RFC 6750, 3)."""
     status = status_of(error)
-    headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
+    media_type = "application/json" if instance.startswith(A2A) else MEDIA_TYPE
+    headers = {"Content-Type": media_type, "Cache-Control": "no-store"}
     seconds = error.retry_after if error.retry_after is not None else RETRY_AFTER.get(status)
     if seconds is not None:
         headers["Retry-After"] = str(seconds)
@@ -88,6 +92,11 @@ def headers_of(error: HectorError) -> dict[str, str]:
 
 
 def body_of(error: HectorError, *, instance: str, request_id: str) -> bytes:
+    """A problem; below ``/a2a/`` google.rpc.Status (A2A 11.6), of what is refused before the protocol is spoken."""
+    if instance.startswith(A2A):
+        body = errors.http_body(errors.of(error))
+        body["error"]["code"] = status_of(error)
+        return encode(body)
     return encode(problem(error, instance=instance, request_id=request_id))
 
 

@@ -209,12 +209,12 @@ def _view(route: Route, services: Services) -> Callable[..., Awaitable[Response]
     async def view(**ids: str) -> Response:
         scope: Any = request.scope
         scope[ROUTE] = route.path
-        return respond(await perform(route, Call(services, scope, ids, _Body())))
+        return respond(await perform(route, Call(services, scope, ids, QuartBody())))
 
     return view
 
 
-class _Body:
+class QuartBody:
     """The body of Quart's current request."""
 
     async def data(self) -> bytes:

@@ -258,7 +258,7 @@ def respond(reply: Reply) -> Response:
 
 def refusal(error: HectorError, instance: str, request_id: str) -> Reply:
     """RFC 9457 problem details."""
-    headers = headers_of(error)
+    headers = headers_of(error, instance)
     media_type = headers.pop("Content-Type")
     body = body_of(error, instance=instance, request_id=request_id)
     return Reply(status_of(error), body, media_type, headers)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
+from hector_trio.a2a.mapping import PartLike
+from hector_trio.a2a.types import Message as A2aMessage
 from hector_trio.agents import AgentInfo, Resume
 from hector_trio.agents.llm import LlmAgent
 from hector_trio.config import OpenAiLlm
@@ -40,6 +42,7 @@ class Recorder:
         self.text = text
         self.parameters = parameters or {}
         self.file: UploadedFile | None = None
+        self.message: A2aMessage | None = None
         self.resume: Resume | None = None
         self.emitted: list[tuple[str, Any]] = []
 
@@ -61,7 +64,22 @@ class Recorder:
     async def emit_bytes(self, data: bytes, media_type: str) -> None:
         raise AssertionError("a model's agent gives text")
 
-    async def ask(self, question: Any, *, saved: Any = None) -> NoReturn:
+    async def emit_status(self, message: Any = None) -> None:
+        raise AssertionError("a model's agent gives text")
+
+    async def artifact(self, *parts: PartLike, **about: Any) -> str:
+        raise AssertionError("a model's agent gives text")
+
+    async def reply(self, *parts: PartLike) -> None:
+        raise AssertionError("a model's agent gives text")
+
+    async def reject(self, reason: str) -> NoReturn:
+        raise AssertionError("a model's agent rejects nothing")
+
+    def require_extension(self, uri: str) -> None:
+        raise AssertionError("a model's agent needs no extension")
+
+    async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
         raise AssertionError("a model's agent asks nothing")
 
     async def update_state(self, patch: dict[str, Any]) -> None:

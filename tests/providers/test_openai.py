@@ -19,7 +19,7 @@ import trio
 from hector_trio.config import OpenAiLlm
 from hector_trio.errors import ConfigError, ModelError
 from hector_trio.providers import Delta, ModelRequest, ModelResult, Turn
-from hector_trio.providers.openai import MAX_EVENT, OpenAiProvider, open_openai, retry_after
+from hector_trio.providers.openai import MAX_EVENT, OpenAiProvider, open_openai
 from tests.fake_model import (
     USAGE,
     Behaviour,
@@ -557,19 +557,6 @@ async def test_settings_that_cannot_work_are_refused_without_showing_secrets(
             pass
     assert words in caught.value.detail
     assert "secret" not in caught.value.detail
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("3", 3.0), ("0.5", 0.5), ("Thu, 01 Jan 1970 00:01:40 GMT", 60.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)],
-)
-def test_retry_after_is_seconds_or_a_date(header: str, seconds: float) -> None:
-    assert retry_after({"retry-after": header}, 40.0) == seconds
-
-
-@pytest.mark.parametrize("header", ["", "soon", "-1", "1e9", "9" * 50, "Thu, 99 Jan 1970 00:00:00 GMT"])
-def test_a_retry_after_of_nonsense_is_none(header: str) -> None:
-    assert retry_after({"retry-after": header}, 0.0) is None
 
 
 async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(

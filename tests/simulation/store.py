@@ -17,8 +17,8 @@ from hector_trio.task import TaskRow
 
 WRITES: Final = frozenset(
     {
-        "append", "check", "create_session", "create_task", "delete_session", "delete_task", "set_policy", "sweep",
-        "take_over", "update_session",
+        "append", "check", "create_session", "create_task", "delete_push", "delete_session", "delete_task",
+        "move_pushes", "put_push", "set_policy", "sweep", "take_over", "take_over_pushes", "update_session",
     }
 )  # fmt: skip
 

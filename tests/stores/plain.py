@@ -131,6 +131,7 @@ class Plain:
             metadata=new.metadata,
             created_at=new.created_at,
             session_id=new.session_id,
+            status_at=new.created_at,
         )
         session = None if new.session_id is None else self.session(new.owner, new.session_id)
         if session is not None:
@@ -163,7 +164,9 @@ class Plain:
             task.log.append(Segment(append.first_seq, append.last_seq, append.data))
         change = append.change
         if change is not None:
-            names = ("status", "output", "error", "ended_at", "question")
+            names = ("status", "output", "error", "ended_at", "question", "mark")
+            if change.status_at is not None:
+                task.row = replace(task.row, status_at=change.status_at)
             task.row = replace(task.row, **{name: getattr(change, name) for name in names})
         if task.session is not None:
             if append.message is not None:

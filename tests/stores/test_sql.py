@@ -330,6 +330,9 @@ async def test_no_list_is_sorted_or_scanned(sql: SqlStore) -> None:
         lambda: sql.list_tasks("alice", agent_id="a"),
         lambda: sql.list_tasks("alice", session_id="s"),
         lambda: sql.list_tasks("alice", agent_id="a", status="failed"),
+        lambda: sql.recent_tasks("alice", "a"),
+        lambda: sql.recent_tasks("alice", "a", states=[("failed", None), ("running", None)], since=NOW),
+        lambda: sql.task_messages(row.key, limit=9),
         lambda: sql.list_sessions("alice", now=NOW),
         lambda: sql.list_sessions("alice", now=NOW, agent_id="a"),
         lambda: sql.list_messages("alice", "s", now=NOW),
@@ -391,7 +394,7 @@ async def test_history_costs_no_more_when_the_conversation_is_longer(sql: SqlSto
     def lengthen(connection: Connection, name: str, lines: int) -> None:
         connection.exec_driver_sql(
             "WITH RECURSIVE n(i) AS (VALUES(2) UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO messages "
-            "SELECT m.session_key, i, task_key, task_id, agent_id, role, type, i, created_at, partial_status "
+            "SELECT m.session_key, i, task_key, task_id, agent_id, role, type, i, created_at, partial_status, original "
             "FROM n, messages m WHERE m.task_id = ? AND m.n = 1",
             (lines, name),
         )

@@ -25,7 +25,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
-from hector_trio.stores import Change, Page, Segment, Store, checkpoints
+from hector_trio.stores import Change, Page, Push, PushMove, Segment, Store, checkpoints
 from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
@@ -383,6 +383,72 @@ async def test_pages_are_complete_and_disjoint_while_new_tasks_arrive(store: Sto
     ids = [[row.task_id for row in page.items] for page in (first, second, third)]
     assert ids == [["t4", "t3"], ["t2", "t1"], ["t0"]]
     assert (first.total, second.total, third.total, third.next_token) == (5, 6, 6, "")
+
+
+async def test_recent_tasks_are_in_the_order_in_which_their_states_changed(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    rows = [await accept(store, f"t{n}", session_id="s" if n % 2 else None, created_at=NOW + n) for n in range(6)]
+    await accept(store, "other", agent_id="b")
+    await accept(store, "hers", owner="bob")
+
+    async def recent(**filters: Any) -> list[str]:
+        found: list[str] = []
+        token = ""
+        while True:
+            page = await store.recent_tasks("alice", "a", now=NOW, limit=2, token=token, **filters)
+            assert page.total >= len(page.items)
+            found += [row.task_id for row in page.items]
+            token = page.next_token
+            if not token:
+                return found
+
+    assert await recent() == ["t5", "t4", "t3", "t2", "t1", "t0"]
+    question = Question("?", NOW)
+    moves = [
+        (rows[0], Change("running", at=NOW + 100)),
+        (rows[1], Change("input_required", question=question, at=NOW + 50, mark="auth")),
+        (rows[2], Change("failed", ended_at=NOW + 100, mark="rejected")),
+        (rows[3], Change("completed", ended_at=NOW + 200, mark="reply")),
+        (rows[4], Change("failed", ended_at=NOW + 10)),
+    ]
+    await store.append([chunks(row.key, 1, b"x", change=change) for row, change in moves])
+    assert await recent() == ["t2", "t0", "t1", "t4", "t5"]  # of two at once, the later task first; no reply
+    assert await recent(session_id="s") == ["t1", "t5"]
+    assert await recent(since=NOW + 50) == ["t2", "t0", "t1"]
+    assert await recent(states=[("failed", None)]) == ["t4"]
+    assert await recent(states=[("failed", "rejected"), ("pending", None)]) == ["t2", "t5"]
+    assert await recent(states=[("input_required", None)]) == []
+    row = await store.get_task_by_key(rows[1].key)
+    assert row is not None
+    assert (row.status_at, row.mark) == (NOW + 50, "auth")
+    await store.append([chunks(rows[1].key, 2, change=Change("pending", question=question))])
+    row = await store.get_task_by_key(rows[1].key)
+    assert row is not None
+    assert (row.status_at, row.mark) == (NOW + 50, None)
+    first = await store.recent_tasks("alice", "a", now=NOW, limit=1)
+    for token in (first.next_token[:-1], first.next_token.split(".")[0], "x.y", "."):
+        with pytest.raises(InvalidRequest):
+            await store.recent_tasks("alice", "a", now=NOW, token=token)
+    with pytest.raises(InvalidRequest):
+        await store.recent_tasks("alice", "a", now=NOW, since=1, token=first.next_token)
+
+
+async def test_the_lines_of_a_task_come_with_their_originals(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    one, two = [await accept(store, name, session_id="s") for name in ("one", "two")]
+    for n, row in enumerate((one, two, one, one)):
+        line = message(f"line {n}", row.task_id, original=b"{%d}" % n if n else None)
+        await store.append([chunks(row.key, (n + 1) // 2 + 1 if row is one else 1, b"x", message=line)])
+    lines = await store.task_messages(one.key, limit=9)
+    assert [(line.content, line.original) for line in lines] == [
+        ("line 0", None),
+        ("line 2", b"{2}"),
+        ("line 3", b"{3}"),
+    ]
+    assert [line.content for line in await store.task_messages(one.key, limit=2)] == ["line 2", "line 3"]
+    assert [line.content for line in await store.task_messages(one.key, limit=9, limit_bytes=1)] == ["line 3"]
+    assert await store.task_messages((await accept(store, "alone")).key, limit=9) == []
+    assert all(line.original is None for line in (await store.list_messages("alice", "s", now=NOW)).items)
 
 
 async def test_a_token_of_another_list_or_a_changed_one_is_refused(store: Store) -> None:
@@ -893,3 +959,89 @@ async def test_however_many_there_are_lists_totals_and_sweeps_are_right(store: S
     await store.create_session(new_session("one-more", created_at=now), limit=len(seen) + 1)
     with pytest.raises(RateLimited):
         await store.create_session(new_session("too-many", created_at=now), limit=len(seen) + 1)
+
+
+# --- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+def push(key: int, config_id: str = "c", **members: Any) -> Push:
+    return Push(key, config_id, "https://example.com/hook", NOW, members.pop("instance", ME), **members)
+
+
+async def test_a_webhook_is_kept_as_it_is_until_it_is_deleted(store: Store) -> None:
+    row = await accept(store)
+    one = push(row.key, token="t", scheme="Bearer", credentials="c", seq=3)
+    other = push(row.key, "b", dialect="0.3")
+    for each in (one, other):
+        await store.put_push(each, limit=2)
+    assert await store.list_pushes(row.key) == [other, one]
+    for _ in range(2):
+        await store.delete_push(row.key, "c")
+        assert await store.list_pushes(row.key) == [other]
+    await store.delete_push(row.key + 1, "b")
+    assert await store.list_pushes(row.key + 1) == []
+
+
+async def test_a_webhook_takes_the_place_of_the_one_with_its_id_and_there_are_no_more_than_allowed(
+    store: Store,
+) -> None:
+    row = await accept(store)
+    await store.put_push(push(row.key, token="t", over_at=NOW), limit=1)
+    again = push(row.key, seq=7, scheme="Basic")
+    await store.put_push(again, limit=1)
+    with pytest.raises(RateLimited):
+        await store.put_push(push(row.key, "d"), limit=1)
+    assert await store.list_pushes(row.key) == [again]
+    with pytest.raises(TaskNotFound):
+        await store.put_push(push(row.key + 1), limit=1)
+
+
+async def test_how_far_a_webhook_is_told_is_kept_and_of_those_that_are_gone_the_caller_learns(store: Store) -> None:
+    row, deleted = await accept(store), await ended(store, "deleted")
+    for each in (push(row.key), push(row.key, "d"), push(deleted.key)):
+        await store.put_push(each, limit=9)
+    await store.delete_task("alice", "a", "deleted")
+    moves = [
+        PushMove(row.key, "c", 4),
+        PushMove(row.key, "d", 5, over_at=NOW),
+        PushMove(row.key, "e", 1),
+        PushMove(deleted.key, "c", 1),
+    ]
+    assert await store.move_pushes(moves) == {(row.key, "e"), (deleted.key, "c")}
+    assert await store.list_pushes(row.key) == [push(row.key, seq=4), push(row.key, "d", seq=5, over_at=NOW)]
+    assert await store.list_pushes(deleted.key) == []
+    with pytest.raises(TaskNotFound):
+        await store.put_push(push(deleted.key), limit=9)
+
+
+async def test_the_webhooks_of_a_dead_instance_that_are_not_over_are_taken_over(store: Store) -> None:
+    first, second = await accept(store), await ended(store, "u")
+    await store.put_push(push(second.key, instance="dead"), limit=9)
+    await store.put_push(push(first.key, instance="dead", token="t", seq=2), limit=9)
+    await store.put_push(push(first.key, "over", instance="dead", over_at=NOW), limit=9)
+    await store.put_push(push(first.key, "mine"), limit=9)
+    taken = [push(first.key, token="t", seq=2), push(first.key, "mine"), push(second.key)]
+    assert await store.take_over_pushes(ME) == taken
+    assert await store.take_over_pushes(ME) == taken
+    over = push(first.key, "over", instance="dead", over_at=NOW)
+    assert await store.list_pushes(first.key) == [*taken[:2], over]
+
+
+async def test_webhooks_go_with_their_tasks_and_these_with_their_session_and_their_time(store: Store) -> None:
+    await store.create_session(new_session(), limit=9)
+    rows = [await ended(store, "s1", session_id="s"), await accept(store, "s2", session_id="s")]
+    rows.append(await ended(store, "old"))
+    for row in rows:
+        await store.put_push(push(row.key), limit=9)
+    await store.delete_session("alice", "s")
+    await store.sweep(now=NOW + 1, tasks_ended_before=NOW + 1, limit=9)
+    for row in rows:
+        assert await store.list_pushes(row.key) == []
+    assert await store.take_over_pushes("next") == []
+
+
+def test_what_is_secret_of_a_webhook_is_not_shown() -> None:
+    shown = repr(push(1, token="abc", scheme="Bearer", credentials="def"))
+    assert "abc" not in shown
+    assert "def" not in shown
+    assert "example.com" not in shown

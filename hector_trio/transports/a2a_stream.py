@@ -1,0 +1,221 @@
+"""The stream of one task for A2A: a cursor on its log, and the view that the log adds up to, read on by who pulls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+import trio
+
+from hector_trio.a2a import errors
+from hector_trio.a2a import types as a2a
+from hector_trio.a2a.mapping import TaskView
+from hector_trio.engine import Engine
+from hector_trio.errors import HectorError
+from hector_trio.log import now_ms
+from hector_trio.models import timestamp
+from hector_trio.task import TaskRow, decode_chunk
+
+KEEP_ALIVE: Final = 2.5
+"""Seconds without an event after which a stream says that it is still there; 3 are promised."""
+
+BATCH: Final = 128
+"""Chunks that are read together at most: what one look at a stream costs the others."""
+
+_PLACE: Final = re.compile(r"([0-9]{1,18})(\.1)?\Z")
+
+
+class Event(NamedTuple):
+    """One event of a stream. ``id`` says where it stands: a client that has it goes on behind it."""
+
+    id: str
+    payload: a2a.StreamResponse
+
+
+class Events(Protocol):
+    """A stream: what has happened since the last look, together. Ends where the stream ends (3.1.2, 3.1.6).
+
+    An empty list says that nothing happened for ``KEEP_ALIVE`` seconds. Cutting it never stops the task. Whoever
+    iterates closes it. Raises: A2AError when the log cannot be read on.
+    """
+
+    def __aiter__(self) -> Events: ...
+
+    async def __anext__(self) -> list[Event]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Place(NamedTuple):
+    """Where a client stands in a stream: behind a chunk; ``begun``: it was also told that work goes on."""
+
+    seq: int
+    begun: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        """Raises: InvalidParamsError."""
+        match = _PLACE.match(text)
+        if match is None:
+            raise errors.invalid("after", "is not the id of an event of this stream")
+        return cls(int(match[1]), match[2] is not None)
+
+
+class TaskReader:
+    """A follower of a task's log, and the view that what it has read adds up to. A context manager; costs a cursor."""
+
+    def __init__(self, engine: Engine, row: TaskRow, *, viewer: bool = False) -> None:
+        self.row = row
+        self.view = TaskView(row.task_id, row.session_id, row.created_at)
+        self.follower = engine.follow(row, viewer=viewer)
+
+    def __enter__(self) -> TaskReader:
+        self.follower.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.follower.close()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a run has begun, or the answer to a question was accepted."""
+        status = self.follower.status
+        return status == "running" or (status == "pending" and self.view.seq > 0)
+
+    async def catch_up(self, until: int | None = None) -> None:
+        """Reads what is committed (up to ``until``), and takes note of the state. Raises: A2AError."""
+        follower, view = self.follower, self.view
+        while follower.ready and not follower.ended and (until is None or view.seq < until):
+            limit = BATCH if until is None else min(BATCH, until - view.seq)
+            lines = await self._read(limit)
+            for line in lines:
+                view.take(decode_chunk(line))
+            if not lines:
+                break
+        if until is None and self.at_work:
+            view.works(timestamp(now_ms()))
+
+    def answered(self, *, force: bool = False) -> None:
+        """Takes note, without telling, that a question was answered; ``force``: that a run has begun."""
+        if force or self.view.interrupted:
+            self.view.works(timestamp(now_ms()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``read`` would return without waiting for the run."""
+        return self.follower.ready or (self.at_work and self.view.state != "TASK_STATE_WORKING")
+
+    async def wait(self) -> None:
+        while not self.ready:
+            await self.follower.wakeup.wait()
+
+    async def read(self) -> list[Event]:
+        """What comes next, waiting for it; ``[]`` at the end. Raises: A2AError."""
+        await self.wait()
+        if not self.follower.ready:
+            begun = self.view.works(timestamp(now_ms()))
+            return [Event(f"{self.view.seq}.1", each) for each in begun]
+        events: list[Event] = []
+        for line in await self._read(BATCH):
+            chunk = decode_chunk(line)
+            *begun, last = self.view.take(chunk)
+            events += [Event(f"{chunk.seq - 1}.1", each) for each in begun]
+            events.append(Event(str(chunk.seq), last))
+        return events
+
+    async def _read(self, limit: int) -> list[bytes]:
+        try:
+            lines = await self.follower.read(limit)
+        except HectorError as error:
+            raise errors.of(error) from error
+        if not lines and self.follower.failure is not None:
+            raise errors.of(self.follower.failure)
+        return lines
+
+    async def settle(self, *, asks: bool = True, decides: bool = False) -> None:
+        """Reads until the task has ended, (``asks``) waits for somebody, or (``decides``) has said anything at all."""
+        while not (self.view.ended or (asks and self.view.interrupted) or self.view.reply is not None):
+            if decides and self.view.seq:
+                return
+            if not await self.read() and self.follower.ended:
+                return
+
+
+class TaskEvents:
+    """``Events`` of one task: first a Task, where one is wanted, then what comes."""
+
+    def __init__(
+        self,
+        reader: TaskReader,
+        opening: ExitStack,
+        first: Callable[[], Awaitable[Event]] | None,
+        *,
+        decides: bool = False,
+        ends_with_question: bool = False,
+        extension: str | None = None,
+    ) -> None:
+        """``reader`` is open, closed with ``opening``. ``first`` makes the first event of what was read by then;
+        ``decides``: once the agent has said anything. ``extension``: every event's metadata says where it stands."""
+        self._reader = reader
+        self._opening = opening
+        self._first = first
+        self._decides = decides
+        self._ends_with_question = ends_with_question
+        self._extension = extension
+
+    def __aiter__(self) -> TaskEvents:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        reader = self._reader
+        if self._first is not None and not (self._decides and not reader.view.seq):
+            first, self._first = self._first, None
+            try:
+                return self._marked([await first()])
+            except HectorError as error:
+                raise errors.of(error) from error
+        if self._over():
+            await trio.lowlevel.checkpoint()
+            raise StopAsyncIteration
+        if not reader.ready:
+            with trio.move_on_after(KEEP_ALIVE):
+                await reader.wait()
+            if not reader.ready:
+                return []
+        events = await reader.read()
+        if not events:
+            raise StopAsyncIteration
+        if self._first is not None:  # what was read is in the first event
+            return await anext(self) if reader.view.seq else []
+        return self._marked(self._cut(events))
+
+    async def aclose(self) -> None:
+        self._opening.close()
+
+    def _over(self) -> bool:
+        view = self._reader.view
+        if view.ended or view.reply is not None or self._reader.follower.ended:
+            return True
+        return self._ends_with_question and view.state == "TASK_STATE_INPUT_REQUIRED"
+
+    def _cut(self, events: list[Event]) -> list[Event]:
+        """A bare message is all there is (3.1.2)."""
+        message = next((each for each in events if each.payload.message is not None), None)
+        return events if message is None else [message]
+
+    def _marked(self, events: list[Event]) -> list[Event]:
+        if self._extension is None:
+            return events
+        return [Event(each.id, _mark(each, self._extension)) for each in events]
+
+
+def _mark(event: Event, uri: str) -> a2a.StreamResponse:
+    for name in ("task", "status_update", "artifact_update", "message"):
+        found = getattr(event.payload, name)
+        if found is not None:
+            metadata = {**(found.metadata or {}), uri: {"after": event.id}}
+            return a2a.StreamResponse(**{name: msgspec.structs.replace(found, metadata=metadata)})
+    return event.payload
