@@ -112,10 +112,12 @@ def _understood(call: Call, agent: Agent, envelope: Envelope) -> tuple[Operation
             metadata={"supported": "1.0,0.3"},
         )
     params = bytes(envelope.params)
+    if params == b"null":
+        params = b"{}"
     if legacy is not None:
-        given = v03.request(operation.name, msgspec.json.decode(params))
+        given = v03.request(operation.name, requests.decode(params, dict[str, Any]))
         return operation, requests.converted(given, operation.request), True
-    return operation, requests.decode(b"{}" if params == b"null" else params, operation.request), False
+    return operation, requests.decode(params, operation.request), False
 
 
 def _refused(request_id: Any, error: errors.A2AError, as_event: bool) -> Reply:

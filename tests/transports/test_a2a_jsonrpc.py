@@ -104,6 +104,22 @@ async def test_a_method_of_0_3_is_answered_in_0_3() -> None:
         assert refused["error"]["code"] == -32602
 
 
+@pytest.mark.parametrize("method", ["SendMessage", "message/send"])
+@pytest.mark.parametrize(
+    ("part", "code"),
+    [
+        (b'{"kind":"text","text":"\\ud800"}', -32700),
+        (b'{"kind":"data","data":{"a":1e999}}', -32602),
+        (b'{"kind":"file","file":{"bytes":"?"},"raw":"?"}', -32602),
+    ],
+)
+async def test_what_no_json_can_hold_is_refused(method: str, part: bytes, code: int) -> None:
+    async with speaking(echo) as (_, speaker):
+        message = b'{"messageId":"m","role":"%b","parts":[%b]}' % (b"user" if "/" in method else b"ROLE_USER", part)
+        body = b'{"jsonrpc":"2.0","id":1,"method":"%b","params":{"message":%b}}' % (method.encode(), message)
+        assert (await rpc(speaker.client, body))["error"]["code"] == code
+
+
 async def test_a_stream_of_0_3_says_which_event_is_its_last() -> None:
     async with speaking(echo) as (_, speaker):
         body = {"jsonrpc": "2.0", "id": 1, "method": "message/stream", "params": {"message": LEGACY}}
