@@ -452,7 +452,6 @@ def tls_context(server: Server) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(server.tls.cert, server.tls.key)
     except (OSError, ssl.SSLError) as error:
@@ -489,6 +488,7 @@ def limits_of(settings: Settings) -> connection.ConnectionLimits:
         max_unread_messages=limits.unread_messages,
         max_unread_bytes=limits.unread_bytes,
         max_connections=limits.connections,
+        http2=settings.server.http2,
     )
 
 

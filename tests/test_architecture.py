@@ -16,8 +16,8 @@ WORK = {
     "log", "turns", "runs", "engine", "agents", "providers", "stores", "tree", "uploads", "push", "updates", "webhook",
 }  # fmt: skip
 EDGE = {
-    "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "http1", "observability",
-    "server", "transports",
+    "__init__", "__main__", "asgi", "auth", "cli", "client", "connection", "frames", "hector", "http1", "http2",
+    "observability", "server", "transports",
 }  # fmt: skip
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
@@ -121,3 +121,9 @@ def test_every_module_has_its_tests() -> None:
         if path.stem not in exempt | tests and "migrations" not in name_of(path) and path.parent.name not in tests
     }
     assert not missing
+
+
+def test_only_the_connection_chooses_a_protocol_and_knows_what_is_inside_hypercorn() -> None:
+    know = {name_of(path) for path in MODULES if any(each.startswith("hypercorn") for each in imports(path))}
+    assert know == {"connection", "http2"}
+    assert {name_of(path) for path in MODULES if "http2" in own(imports(path))} == {"connection"}
