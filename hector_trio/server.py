@@ -46,6 +46,7 @@ from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
+from hector_trio.transports.a2a_grpc import Grpc
 from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
@@ -134,7 +135,10 @@ class App:
         add_routes(self.quart, services)
         streams = add_websocket(self.quart, services)
         add_a2a(self.quart, services)
-        self._asgi = Guard(Direct(self.quart, services, streams), services)
+        below: Any = Direct(self.quart, services, streams)
+        if services.settings.server.http2:
+            below = Grpc(services, below)
+        self._asgi = Guard(below, services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":

@@ -23,7 +23,7 @@ NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
     "server", "connection", "engine", "observability", "push", "client/stream", "client/websocket", "cli",
-    "transports/websocket", "transports/sse", "transports/quart_app", "transports/direct",
+    "transports/websocket", "transports/sse", "transports/a2a_grpc", "transports/quart_app", "transports/direct",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
