@@ -21,7 +21,7 @@ SCALARS = {5: "int32", 8: "bool", 9: "string", 12: "bytes"}
 
 def theirs(descriptor: Any) -> dict[str, tuple[int, str, str]]:
     """The fields of an official message as our table has them."""
-    found = {}
+    found: dict[str, Any] = {}
     for field in descriptor.fields:
         kind, many = SCALARS.get(field.type), "*" if field.is_repeated else ""
         about = field.message_type or field.enum_type
@@ -67,7 +67,7 @@ def test_every_enum_has_its_names_by_their_numbers(name: str) -> None:
     assert ENUMS[name] == tuple(value.name for value in sorted(values, key=lambda value: value.number))
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5)
+LEAVES: st.SearchStrategy[Any] = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=5)
 LEAVES |= st.floats(allow_nan=False, allow_infinity=False, width=32)
 FREE = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
 OBJECT = st.dictionaries(st.text(max_size=3), FREE, max_size=3)
