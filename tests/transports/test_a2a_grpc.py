@@ -18,6 +18,7 @@ from h2.errors import ErrorCodes
 from h2.events import ResponseReceived, StreamReset, TrailersReceived
 
 from hector_trio import Part
+from hector_trio.a2a.cards import RESUME
 from hector_trio.a2a.protobuf import encode
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
@@ -140,6 +141,23 @@ async def test_a_stream_begins_with_the_task_and_ends_with_its_end() -> None:
         assert events[-1].status_update.status.state == pb.TASK_STATE_COMPLETED
         parts = [each.artifact_update.artifact for each in events]
         assert text_of([*events[0].task.artifacts, *parts]) == "hi and more"
+
+
+async def test_a_stream_goes_on_behind_a_place_that_metadata_names() -> None:
+    async with calling() as (_, caller):
+        task = (await caller("SendMessage", message("hi"))).task
+        caller.metadata = (*VERSION, ("a2a-extensions", RESUME), ("last-event-id", "0"))
+        events = await caller.all("SubscribeToTask", pb.SubscribeToTaskRequest(id=task.id, tenant="a"))
+        whole = text_of(each.artifact_update.artifact for each in events)
+        assert whole == "hi and more"
+        place = events[-2].artifact_update.metadata[RESUME]["after"]
+        caller.metadata = (*VERSION, ("a2a-extensions", RESUME), ("last-event-id", place))
+        rest = await caller.all("SubscribeToTask", pb.SubscribeToTaskRequest(id=task.id, tenant="a"))
+        assert rest == events[-1:]
+        stream = caller.stub.SubscribeToTask(
+            pb.SubscribeToTaskRequest(id=task.id, tenant="a"), metadata=caller.metadata
+        )
+        assert ("a2a-extensions", RESUME) in await blocking(stream.initial_metadata)
 
 
 async def test_a_task_that_asks_is_answered() -> None:
