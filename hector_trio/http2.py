@@ -157,6 +157,8 @@ class Http2:
         self._streams: dict[int, Http2Stream] = {}
         """Those that are open, or whose response has not left."""
         self._draining = False
+        self._opened = False
+        """Whether windows of more than one stream have."""
         self._patience, self._patient_at = PATIENCE, trio.current_time()
         self._ended = trio.lowlevel.ParkingLot()
         limit = owner.limits.max_header_bytes
@@ -201,6 +203,9 @@ class Http2:
                 await self._take(event)
                 if self.owner.finishing:
                     return
+            if self._opened:  # once for all of them: a peer may say so a thousand times
+                self._opened = False
+                await self._send_all()
             self._flush()
         self._settle()
 
@@ -224,13 +229,13 @@ class Http2:
         elif isinstance(event, WindowUpdated):
             stream = self._streams.get(event.stream_id or 0)
             if event.stream_id == 0:
-                await self._send_all()
+                self._opened = True
             elif stream is not None:
                 await self._go_on(stream)
             if (event.delta or 0) < SMALL_WINDOW:
                 await self._bear()
         elif isinstance(event, RemoteSettingsChanged):
-            await self._send_all()
+            self._opened = True
             await self._bear()
         elif isinstance(event, ConnectionTerminated):
             await self._end()
@@ -359,13 +364,13 @@ class Http2:
         while waiting:
             waiting = [stream for stream in waiting if self._send_frame(stream)]
         for stream in before:
-            await self._go_on(stream)
+            if not stream.unsent:
+                await self._go_on(stream)
 
     async def _go_on(self, stream: Http2Stream) -> None:
         """Its window has opened."""
         try:
-            if stream.unsent or stream.said:
-                self._send_some(stream)
+            self._send_some(stream)
         except ProtocolError:
             await self.reset(stream, ErrorCodes.INTERNAL_ERROR)
 
@@ -384,7 +389,7 @@ class Http2:
             self._forget(stream)
         self._flush()
         if stream.unsent:
-            self._settle()
+            self.owner.deadline = min(self.owner.deadline, stream.moved_at + self.owner.limits.send_timeout)
 
     def _send_frame(self, stream: Http2Stream) -> bool:
         """Send one frame of data; False: there is nothing, or no room."""

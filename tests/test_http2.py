@@ -26,6 +26,7 @@ from hpack import Encoder
 from hector_trio.connection import SENDS_PER_CHECKPOINT, ConnectionLimits
 from hector_trio.http2 import MAX_STREAMS, PREFACE, STREAM_WINDOW, head_fault, split
 from tests.hostile import Peer, Running, asgi, forget_peak, get, peak_bytes, running, upgrade
+from tests.serving import serving, settings_of
 from tests.test_connection import Contexts, echo, hello, tls
 
 __all__ = ["tls"]
@@ -38,8 +39,9 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Client:
     """A client of HTTP/2 that does what a test wants."""
 
-    def __init__(self, peer: Peer, window: int = 65535) -> None:
+    def __init__(self, peer: Peer, window: int = 65535, authority: bytes = b"a") -> None:
         self.peer = peer
+        self.authority = authority
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
         self.h2.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window})
         self.h2.initiate_connection()
@@ -54,7 +56,7 @@ class Client:
         self, *more: tuple[bytes, bytes], path: bytes = b"/", method: bytes = b"GET", end: bool = True
     ) -> int:
         stream_id = self.h2.get_next_available_stream_id()
-        head = [(b":method", method), (b":path", path), (b":scheme", b"http"), (b":authority", b"a"), *more]
+        head = [(b":method", method), (b":path", path), (b":scheme", b"http"), (b":authority", self.authority), *more]
         self.h2.send_headers(stream_id, head, end_stream=end)
         await self.flush()
         return stream_id
@@ -211,6 +213,37 @@ async def test_an_application_that_fails_is_answered_and_the_next_stream_is_serv
         assert await client.status(early) == 500
         assert (await client.next(StreamReset, late)).error_code == ErrorCodes.INTERNAL_ERROR
         assert await client.body(fine) == b"hello"
+
+
+async def test_the_rest_of_the_server_is_there_too_and_its_guard() -> None:
+    async with serving(settings_of(server={"http2": True})) as served:
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*served.address) as stream:
+                client = Client(Peer(stream), authority=b"localhost")
+                await client.flush()
+                listed = await client.ask(path=b"/agents")
+                assert await client.status(listed) == 200
+                assert b"assistant" in await client.body(listed)
+                asked = await client.ask(
+                    (b"accept", b"text/event-stream"), (b"content-type", b"application/json"),
+                    path=b"/agents/assistant/tasks", method=b"POST", end=False,
+                )  # fmt: skip
+                client.h2.send_data(asked, b'{"input":{"type":"text/plain","content":"hi"}}', end_stream=True)
+                await client.flush()
+                assert await client.status(asked) == 200
+                assert b'"final":true' in (await client.body(asked)).replace(b" ", b"")
+                assert (
+                    await client.status(await client.ask((b"origin", b"https://evil.example"), path=b"/agents")) == 403
+                )
+                client.authority = b"evil.example"
+                assert await client.status(await client.ask(path=b"/agents")) == 403
+                client.authority = b"localhost"
+                stream_id = client.h2.get_next_available_stream_id()
+                socket = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"http")]
+                path = (b":path", b"/agents/assistant/stream")
+                client.h2.send_headers(stream_id, [*socket, path, (b":authority", b"localhost")])
+                await client.flush()
+                assert await client.status(stream_id) == 501
 
 
 # ---- ends
