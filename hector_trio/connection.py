@@ -1,6 +1,7 @@
 """Hypercorn's connection classes, subclassed so that no connection can end, freeze or exhaust the process.
 
-The only module that knows Hypercorn's internals. How it works:
+The only module that knows Hypercorn's internals (`http2`, the other protocol of a connection, knows its events). How it
+works:
 
 - Everything that *decides* here is synchronous: bytes are written at once or queued, states change, and only then does
   the sender wait (`Connection.pace`). A cancel can therefore never split a clean-up or a frame.
@@ -27,7 +28,7 @@ from functools import partial
 from importlib.metadata import version
 from math import inf
 from time import time
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from uuid import uuid4
 
 import h11
@@ -56,6 +57,9 @@ from wsproto.handshake import server_extensions_handshake
 from wsproto.utilities import generate_accept_token
 
 from . import frames, http1
+
+if TYPE_CHECKING:
+    from .http2 import Http2
 
 LOGGER = logging.getLogger("hector_trio")
 
@@ -108,6 +112,8 @@ class ConnectionLimits:
     stops, and if that lasts `header_timeout` the connection is reset."""
     compression: bool = False
     """Whether permessage-deflate is accepted when a client offers it."""
+    http2: bool = False
+    """Whether HTTP/2 is spoken too: on plain sockets with who begins with its preface, over TLS with who chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +263,8 @@ class _Server:
             now = trio.current_time()
             closing = self._terminated.is_set()
             for connection in tuple(self.connections):
+                if closing and connection.http2 is not None:
+                    connection.http2.drain()
                 if connection.deadline <= now or (closing and connection.idle):
                     await connection.expire()
         self._sweeping = False
@@ -313,7 +321,7 @@ def statistics() -> ConnectionStatistics:
 class Connection(TCPServer):
     """One accepted socket: its reader (this task), its unsent bytes, and its one deadline."""
 
-    protocol: "_Http1"  # type: ignore[assignment]
+    protocol: "_Http1 | Http2"  # type: ignore[assignment]
 
     def __init__(self, app: AppWrapper, config: Config, context: Any, state: LifespanState, stream: Any) -> None:
         # Instead of the base class's own, which makes two locks
@@ -332,6 +340,8 @@ class Connection(TCPServer):
         """The peer is believed to be dead: end with RST, not with FIN."""
         self.moved = False
         """Whether a byte of the peer's or of the application's moved since this was last reset."""
+        self.http2: Http2 | None = None
+        """The protocol, if it is that."""
         self._heard = False
         self._unsent = bytearray()
         self.is_corked = False
@@ -380,8 +390,8 @@ class Connection(TCPServer):
             return
         self._context = contextvars.copy_context()
         async with trio.open_nursery() as self._nursery:
-            self.protocol = _Http1(self, client, server)
-            await self._read()
+            first = await self._chosen(client, server)
+            await self._read(first)
             self._leave()
             await self.protocol.handle(Closed())
 
@@ -391,12 +401,33 @@ class Connection(TCPServer):
                 await self.stream.do_handshake()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
-            return self.stream.selected_alpn_protocol() in (None, "http/1.1")
+            return self.stream.selected_alpn_protocol() in (None, *alpn(self.limits))
         return False
 
-    async def _read(self) -> None:
+    async def _chosen(self, client: tuple[str, int] | None, server: tuple[str, int] | None) -> bytes:
+        """Choose the protocol. Returns what was read for that, none if nothing had to be or will ever be."""
+        first, speaks = b"", False
+        if self.limits.http2:
+            from . import http2
+
+            speaks = self.tls and self.stream.selected_alpn_protocol() == "h2"
+            if not self.tls:
+                while not speaks and http2.PREFACE.startswith(first):
+                    data = await self._receive()
+                    first += data
+                    speaks = first.startswith(http2.PREFACE)
+                    if not data:
+                        break
+            if speaks:
+                self.protocol = self.http2 = http2.Http2(self, client, server)
+                return first
+        self.protocol = _Http1(self, client, server)
+        return first
+
+    async def _read(self, first: bytes) -> None:
         while True:
-            data = await self._receive()
+            data = first or await self._receive()
+            first = b""
             if not data:
                 return
             if self.finishing:
@@ -463,7 +494,10 @@ class Connection(TCPServer):
         """The deadline has passed, or the server is closing and the connection is idle."""
         try:
             if self.idle:
-                self._leave()
+                if self.http2 is not None:
+                    self.http2.leave()
+                else:
+                    self._leave()
             elif self.phase in (_Phase.HEAD, _Phase.BODY):
                 await self.protocol.time_out()
             elif self.phase is _Phase.WEBSOCKET:
@@ -544,6 +578,17 @@ class Connection(TCPServer):
     def full(self) -> bool:
         """Whether `pace` would wait for the socket, or what was written went nowhere."""
         return self.gone or self.finishing or len(self._unsent) > self._ahead
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the socket."""
+        return len(self._unsent)
+
+    async def emptied(self) -> None:
+        """Wait until none do, or the connection is gone."""
+        if self._unsent and not self.gone:
+            self._sent = self._sent or trio.lowlevel.ParkingLot()
+            await self._sent.park()
 
     def pong(self, payload: bytes) -> None:
         """Answer a ping; while the socket is full only the newest is answered (RFC 6455, 5.5.3), so none pile up."""
@@ -710,6 +755,7 @@ class _Application:
     app: AppWrapper
     scope: Any
     closed: bool
+    stream_id: int
     config: Config
     send: Callable[[Event], Awaitable[None]]
     start_time: float
@@ -756,10 +802,10 @@ class _Application:
     async def refuse(self, status: int, detail: str = "") -> None:
         """Answer in the application's place."""
         headers, body = frames.problem(status, str(uuid4()), detail)
-        await self.send(Response(stream_id=STREAM_ID, status_code=status, headers=headers))
+        await self.send(Response(stream_id=self.stream_id, status_code=status, headers=headers))
         if self.scope.get("method") != "HEAD":
-            await self.send(Body(stream_id=STREAM_ID, data=body))
-        await self.send(EndBody(stream_id=STREAM_ID))
+            await self.send(Body(stream_id=self.stream_id, data=body))
+        await self.send(EndBody(stream_id=self.stream_id))
         await self.config.log.access(self.scope, {"status": status, "headers": []}, time() - self.start_time)
 
     async def app_send(self, message: Any) -> None:
@@ -801,8 +847,9 @@ class _Request(_Application, HTTPStream):
             self._gone()
 
     async def receive(self) -> Any:
-        if self.owner.protocol.stream is self:
-            self.owner.protocol.ask_for_body()
+        protocol = self.owner.protocol
+        if isinstance(protocol, _Http1) and protocol.stream is self:
+            protocol.ask_for_body()
         return await self.inbox.receive()
 
     async def app_send(self, message: Any) -> None:
@@ -813,7 +860,8 @@ class _Request(_Application, HTTPStream):
     async def respond(self, status: int, headers: http1.RawHeaders, body: bytes) -> None:
         """Send a whole answer: what `http.response.start` and one `http.response.body` do, in one step if it is an
         ordinary one."""
-        if self.state is ASGIHTTPState.REQUEST and self.owner.protocol.answer(self, status, headers, body):
+        protocol = cast(_Http1, self.owner.protocol)
+        if self.state is ASGIHTTPState.REQUEST and protocol.answer(self, status, headers, body):
             self.state = ASGIHTTPState.CLOSED
             told = {"status": status, "headers": headers}
             await self.config.log.access(self.scope, cast(Any, told), time() - self.start_time)
@@ -1535,8 +1583,13 @@ class _Log(Logger):
             self._access(request, None if response is None else response["status"], request_time)
 
 
+def alpn(limits: ConnectionLimits) -> list[str]:
+    """What is offered over TLS."""
+    return ["h2", "http/1.1"] if limits.http2 else ["http/1.1"]
+
+
 def install(limits: ConnectionLimits | None = None) -> None:
-    """Put these classes where Hypercorn's trio worker looks them up, and switch HTTP/2 off. Idempotent.
+    """Put these classes where Hypercorn's trio worker looks them up, and HTTP/2 off unless *limits* say on. Idempotent.
 
     *limits* hold for servers started by Hypercorn itself from now on, in place of its own timeouts and sizes; without
     them the last ones, or the defaults.
@@ -1545,7 +1598,7 @@ def install(limits: ConnectionLimits | None = None) -> None:
     if limits is not None:
         _installed = limits
     vars(hypercorn.trio.run).update(TCPServer=Connection, WorkerContext=_Worker)
-    Config.alpn_protocols = ["http/1.1"]
+    Config.alpn_protocols = alpn(_installed)
 
 
 async def serve(
@@ -1566,8 +1619,8 @@ async def serve(
     comes last. From the return of `shutdown()` no connection is accepted and idle ones are closed; the others have
     *graceful_timeout* seconds to end, then their tasks are cancelled, WebSockets closed with 1012, and what has stopped
     reading is reset; over TLS, nothing more can be said then and all are reset. The sockets are closed in the end. A
-    cancel ends everything at once, without lifespan shutdown. With *ssl_context*, whose ALPN is set to HTTP/1.1, all
-    sockets speak TLS.
+    cancel ends everything at once, without lifespan shutdown. With *ssl_context*, whose ALPN is set to what is spoken,
+    all sockets speak TLS.
     """
     install()
     config = _ServeConfig(limits or ConnectionLimits(), ssl_context, access_log)
@@ -1575,7 +1628,7 @@ async def serve(
     config.root_path = root_path
     bound = list(sockets)
     if ssl_context is not None:
-        ssl_context.set_alpn_protocols(["http/1.1"])
+        ssl_context.set_alpn_protocols(alpn(config.limits))
     await hypercorn.trio.run.worker_serve(
         cast(AppWrapper, ASGIWrapper(app)),
         config,

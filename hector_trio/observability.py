@@ -26,7 +26,7 @@ import trio
 from hector_trio import config
 
 Event = MutableMapping[str, Any]
-Transport = Literal["websocket", "sse"]
+Transport = Literal["websocket", "sse", "grpc"]
 
 LOGGERS: Final = ("hector_trio", "hypercorn", "quart", "quart_trio")
 """Whose messages ``log.level`` is about; others are heard from ``warning`` on."""
@@ -429,7 +429,7 @@ class Metrics:
             "hector_push_seconds", "Time of a request to a webhook", buckets=_FAST, registry=registry
         )
         self._webhooks = Gauge("hector_webhooks", "Webhooks that have not been told everything", registry=registry)
-        self._open: dict[Transport, int] = {"websocket": 0, "sse": 0}
+        self._open: dict[Transport, int] = {"websocket": 0, "sse": 0, "grpc": 0}
         for transport in self._open:
             self._streams.labels(transport).set_function(partial(self.open_streams, transport))
 

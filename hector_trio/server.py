@@ -47,6 +47,7 @@ from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
+from hector_trio.transports.a2a_grpc import Grpc
 from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
@@ -145,7 +146,10 @@ class App:
         add_routes(self.quart, services)
         streams = add_websocket(self.quart, services)
         add_a2a(self.quart, services)
-        self._asgi = Guard(Direct(self.quart, services, streams), services)
+        below: Any = Direct(self.quart, services, streams)
+        if services.settings.server.http2:
+            below = Grpc(services, below)
+        self._asgi = Guard(below, services)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -494,7 +498,6 @@ def tls_context(server: Server) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(server.tls.cert, server.tls.key)
     except (OSError, ssl.SSLError) as error:
@@ -531,6 +534,7 @@ def limits_of(settings: Settings) -> connection.ConnectionLimits:
         max_unread_messages=limits.unread_messages,
         max_unread_bytes=limits.unread_bytes,
         max_connections=limits.connections,
+        http2=settings.server.http2,
     )
 
 

@@ -18,13 +18,14 @@ WORK = {
 }  # fmt: skip
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "claims", "cli", "client", "connection", "frames", "hector", "http1",
-    "jwks", "observability", "server", "transports",
+    "http2", "jwks", "observability", "server", "transports",
 }  # fmt: skip
 NOT_IN_CORE = {"trio", "quart", "quart_trio", "hypercorn", "sqlalchemy", "httpx2", "click", "structlog"}
 NOT_IN_WORK = {"quart", "quart_trio", "hypercorn", "click"}
 MAY_OPEN_NURSERIES = {
     "server", "connection", "engine", "agents/remote", "observability", "push", "client/stream", "client/websocket",
     "cli", "transports/websocket", "transports/sse", "transports/quart_app", "transports/direct",
+    "transports/a2a_grpc",
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -122,3 +123,9 @@ def test_every_module_has_its_tests() -> None:
         if path.stem not in exempt | tests and "migrations" not in name_of(path) and path.parent.name not in tests
     }
     assert not missing
+
+
+def test_only_the_connection_chooses_a_protocol_and_knows_what_is_inside_hypercorn() -> None:
+    know = {name_of(path) for path in MODULES if any(each.startswith("hypercorn") for each in imports(path))}
+    assert know == {"connection", "http2"}
+    assert {name_of(path) for path in MODULES if "http2" in own(imports(path))} == {"connection"}

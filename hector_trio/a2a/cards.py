@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -82,9 +83,11 @@ def extensions(about: A2a, base: str) -> list[a2a.AgentExtension]:
     return declared
 
 
-def card(about: About, base: str, *, secured: bool, push: bool = False, extended: bool = False) -> a2a.AgentCard:
-    """The card of an agent below ``base``. ``secured``: a bearer token is needed; ``push``: webhooks are told."""
-    here = f"{base}/a2a/{about.agent_id}"
+def card(
+    about: About, base: str, *, secured: bool, push: bool = False, extended: bool = False, grpc: bool = False
+) -> a2a.AgentCard:
+    """The card of an agent below ``base``. ``secured``: a bearer token is needed; ``push``: webhooks are told;
+    ``grpc``: HTTP/2 is spoken there."""
     options = about.a2a
     description = about.description or about.name
     skills = [_skill(each) for each in options.skills]
@@ -98,11 +101,7 @@ def card(about: About, base: str, *, secured: bool, push: bool = False, extended
     return a2a.AgentCard(
         name=about.name,
         description=description,
-        supported_interfaces=[
-            a2a.AgentInterface(here, binding, version)
-            for version in ((a2a.VERSION, "0.3") if options.legacy else (a2a.VERSION,))
-            for binding in ("JSONRPC", "HTTP+JSON")
-        ],
+        supported_interfaces=_interfaces(about, base, grpc=grpc),
         version=about.version,
         capabilities=a2a.AgentCapabilities(
             streaming=options.streaming,
@@ -119,6 +118,26 @@ def card(about: About, base: str, *, secured: bool, push: bool = False, extended
         security_schemes=_schemes() if secured else None,
         security_requirements=[a2a.SecurityRequirement({BEARER: a2a.StringList([])})] if secured else None,
     )
+
+
+def _interfaces(about: About, base: str, *, grpc: bool) -> list[a2a.AgentInterface]:
+    here = f"{base}/a2a/{about.agent_id}"
+    found = [
+        a2a.AgentInterface(here, binding, version)
+        for version in ((a2a.VERSION, "0.3") if about.a2a.legacy else (a2a.VERSION,))
+        for binding in ("JSONRPC", "HTTP+JSON")
+    ]
+    if grpc:  # all agents are at one address there
+        found.insert(2, a2a.AgentInterface(authority(base), "GRPC", a2a.VERSION, tenant=about.agent_id))
+    return found
+
+
+def authority(base: str) -> str:
+    """Host and port of an address, as clients of gRPC want it."""
+    parts = urlsplit(base)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    host = parts.hostname or "localhost"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _skill(skill: A2aSkill) -> a2a.AgentSkill:

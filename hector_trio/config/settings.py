@@ -62,6 +62,8 @@ class Server(Struct, frozen=True):
     fd: Annotated[int, Meta(ge=0, le=65535)] | None = None
     """Number of an inherited listening socket to use instead of host and port (socket activation)."""
     tls: Tls | None = None
+    http2: bool = False
+    """Speak HTTP/2 too, and with it A2A over gRPC: over TLS by ALPN, else with clients that begin with it (h2c)."""
     root_path: str = ""
     """Prefix under which a proxy publishes this server, such as ``/hector``."""
     base_url: str | None = None

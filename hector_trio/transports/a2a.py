@@ -412,7 +412,8 @@ async def delete_push_config(caller: Caller, request: a2a.DeleteTaskPushNotifica
 def card(services: Services, agent: Agent, base: str, *, extended: bool = False) -> a2a.AgentCard:
     """What an agent says of itself here."""
     secured, push = services.authenticator.required, services.push is not None and agent.info.a2a.push
-    return cards.card(agent.info, base, secured=secured, push=push, extended=extended)
+    grpc = services.settings.server.http2
+    return cards.card(agent.info, base, secured=secured, push=push, extended=extended, grpc=grpc)
 
 
 async def get_extended_card(caller: Caller, request: a2a.GetExtendedAgentCardRequest) -> a2a.AgentCard:

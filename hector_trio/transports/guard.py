@@ -10,11 +10,12 @@ from typing import Any, Final
 import structlog
 import trio
 
+from hector_trio.a2a import errors
 from hector_trio.auth import Principal, cors_origin, forwarded, host_allowed, origin_allowed, trusted_peer
 from hector_trio.errors import Forbidden, HectorError, InvalidRequest, KeysUnavailable, PayloadTooLarge, Unauthorized
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
-from hector_trio.transports import Services
+from hector_trio.transports import Services, a2a_grpc
 from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
@@ -202,7 +203,10 @@ class Exchange:
         await self.send({"type": f"{prefix}.response.body", "body": body, "more_body": False})
 
     async def refuse(self, scope: Message, error: HectorError) -> None:
-        """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade."""
+        """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade; a call of gRPC in its own way."""
+        if a2a_grpc.is_call(scope):
+            await self.send_whole(200, a2a_grpc.refusal(errors.of(error)))
+            return
         body = body_of(error, instance=scope["path"], request_id=scope[REQUEST_ID])
         headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))

@@ -16,7 +16,6 @@ class Clause(NamedTuple):
 
 
 CLIENT = "a demand on clients"
-GRPC = "the gRPC binding has tests of its own"
 SIGNING = "signed cards have tests of their own"
 OPERATOR = "a demand on whoever operates the server"
 PROJECT = "a demand on the protocol's own project"
@@ -337,7 +336,30 @@ CLAUSES: tuple[Clause, ...] = (
         "details of errors are typed",
         ("test_what_is_no_request_gets_the_code_for_it", "test_the_codes_are_those_of_the_specification"),
     ),
-    Clause("10", "the gRPC binding", why=GRPC),
+    Clause("10.1", "gRPC runs over HTTP/2", ("test_a_message_is_sent_and_its_task_is_got_and_listed",)),
+    Clause(
+        "10.2",
+        "messages are the protocol's own",
+        (
+            "test_every_message_of_the_protocol_is_in_the_table_and_no_other",
+            "test_every_field_has_its_number_and_its_kind",
+            "test_the_official_codec_reads_what_is_written_and_what_it_writes_is_read",
+        ),
+    ),
+    Clause(
+        "10.3",
+        "service parameters are metadata",
+        ("test_another_version_is_refused", "test_a_stream_goes_on_behind_a_place_that_metadata_names"),
+    ),
+    Clause(
+        "10.4", "each operation has its method", ("test_every_operation_has_its_message_and_every_error_its_status",)
+    ),
+    Clause(
+        "10.6",
+        "errors have their status and an ErrorInfo",
+        ("test_an_error_carries_its_status_its_message_and_its_details", "test_an_error_of_a_stream_is_its_end"),
+    ),
+    Clause("10.7", "streams are those of the server", ("test_a_stream_begins_with_the_task_and_ends_with_its_end",)),
     Clause("11.2", "service parameters are headers", ("test_a_path_of_1_0_needs_its_version",)),
     Clause("11.3", "each operation has its path", ("test_every_path_means_its_operation_also_below_a_tenant",)),
     Clause(
@@ -428,6 +450,24 @@ BEYOND = frozenset(
         "test_a_row_says_the_same_as_its_log",
         "test_every_state_is_in_the_store",
         "test_when_the_log_is_gone_the_output_is_what_is_left",
+        "test_bytes_and_free_values_arrive_as_they_are",
+        "test_a_task_that_asks_is_answered",
+        "test_a_task_is_subscribed_to_and_canceled",
+        "test_webhooks_are_configured",
+        "test_the_tenant_names_the_agent_and_nothing_the_default_one",
+        "test_the_card_says_where_it_is_if_it_is_there",
+        "test_a_compressed_message_is_read",
+        "test_who_has_no_token_is_refused_in_the_words_of_grpc",
+        "test_what_is_not_there_and_what_is_too_large_is_refused",
+        "test_a_message_of_trailers_is_ascii_and_comes_back",
+        "test_a_deadline_has_a_unit",
+        "test_a_deadline_ends_the_call_and_not_the_task",
+        "test_the_server_keeps_a_deadline_of_itself",
+        "test_a_client_that_cancels_ends_its_stream_and_not_the_task",
+        "test_a_stream_goes_on_while_others_call_on_the_same_connection",
+        "test_many_clients_stream_at_once",
+        "test_a_message_that_is_none_is_refused_and_the_connection_goes_on",
+        "test_a_stream_nobody_gives_a_window_to_is_cut_and_its_task_goes_on",
     }
 )
 """Tests of the bindings that show no MUST."""

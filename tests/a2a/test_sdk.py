@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import httpx
 import pytest
 import trio
 from a2a.client import ClientConfig, ClientFactory
 from a2a.client.card_resolver import A2ACardResolver
 from a2a.types import a2a_pb2 as pb
+from a2a.utils.errors import TaskNotFoundError
 
 from hector_trio import Part
 from hector_trio.agents import Context
 from tests.a2a.speaking import speaking
+from tests.serving import settings_of
 
 BINDINGS = ("JSONRPC", "HTTP+JSON")
 both = pytest.mark.parametrize("binding", BINDINGS)
@@ -84,6 +87,28 @@ async def test_a_message_is_sent_and_streamed(binding: str, loop: str) -> None:
                         assert streamed == "hi and more"
 
         await run_on(loop, work)
+
+
+async def test_the_client_streams_over_grpc_where_the_card_says() -> None:
+    async with speaking(agent, settings=settings_of(server={"http2": True})) as (served, _):
+
+        async def work() -> None:
+            async with httpx.AsyncClient() as http:
+                card = await A2ACardResolver(http, f"{served.url}/a2a/a").get_agent_card()
+                config = ClientConfig(
+                    httpx_client=http,
+                    supported_protocol_bindings=["GRPC"],
+                    grpc_channel_factory=grpc.aio.insecure_channel,
+                )
+                async with ClientFactory(config).create(card) as client:
+                    events = [event async for event in client.send_message(message("hi"))]
+                    task = await client.get_task(pb.GetTaskRequest(id=events[0].task.id))
+                    assert task.status.state == pb.TASK_STATE_COMPLETED
+                    assert text_of(task) == "hi and more"
+                    with pytest.raises(TaskNotFoundError):
+                        await client.get_task(pb.GetTaskRequest(id="none"))
+
+        await run_on("asyncio", work)
 
 
 @both
