@@ -334,8 +334,9 @@ class Connection(TCPServer):
         """Whether a byte of the peer's or of the application's moved since this was last reset."""
         self._heard = False
         self._unsent = bytearray()
-        self._corked: list[bytes] | None = None
-        """What is being collected for one write, while it is."""
+        self.is_corked = False
+        """Whether what is written is being collected for one write."""
+        self._corked: list[bytes] = []
         self._ahead = TLS_AHEAD if self.tls else 0
         self._pong: bytes | None = None
         self._budget = SENDS_PER_CHECKPOINT
@@ -489,12 +490,15 @@ class Connection(TCPServer):
 
     def write(self, data: bytes) -> None:
         """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
-        if self.gone or self.finishing:
-            return
-        if self._corked is not None:
+        if self.is_corked:
+            if not self._corked:  # whoever collects may be made to wait by others, who know nothing of this
+                trio.lowlevel.current_trio_token().run_sync_soon(self._let_go, idempotent=True)
             self._corked.append(data)
             if len(data) > MAX_CORKED:
-                self._uncork([])
+                self._uncork()
+                self.is_corked = True
+            return
+        if self.gone or self.finishing:
             return
         if self._unsent or self.tls:
             self._unsent += data
@@ -514,26 +518,27 @@ class Connection(TCPServer):
 
     @contextmanager
     def corked(self) -> Iterator[None]:
-        """What is written inside leaves in one write, in order, at the end or when somebody waits for the socket."""
-        if self._corked is not None:
+        """What is written inside leaves in one write, in order: at the end, when somebody waits for the socket, and at
+        the latest at the next turn of the loop."""
+        if self.is_corked:
             yield
             return
-        self._corked = []
+        self.is_corked = True
         try:
             yield
         finally:
-            self._uncork(None)
+            self._uncork()
 
-    def _uncork(self, then: list[bytes] | None) -> None:
-        corked, self._corked = self._corked, None
-        if corked:
+    def _uncork(self) -> None:
+        self.is_corked = False
+        if self._corked:
+            corked, self._corked = self._corked, []
             self.write(b"".join(corked))
-        self._corked = then
 
-    @property
-    def is_corked(self) -> bool:
-        """Whether what is written is being collected."""
-        return self._corked is not None
+    def _let_go(self) -> None:
+        if self._corked:
+            self._uncork()
+            self.is_corked = True
 
     @property
     def full(self) -> bool:
@@ -562,7 +567,8 @@ class Connection(TCPServer):
             return
         self._budget = SENDS_PER_CHECKPOINT
         if self._corked:
-            self._uncork([])
+            self._uncork()
+            self.is_corked = True
         if self.gone or self.finishing:
             await trio.lowlevel.checkpoint()
         elif len(self._unsent) > self._ahead:
@@ -584,8 +590,7 @@ class Connection(TCPServer):
         """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
         if self.gone or self.finishing:
             return
-        if self._corked:
-            self._uncork(None)
+        self._uncork()
         self.finishing = True
         self.phase = _Phase.LINGER
         if self._unsent:
@@ -861,7 +866,10 @@ class _WebSocket(_Application, WSStream):
         elif self.closed:
             pass
         elif self.state in (ASGIWebsocketState.CONNECTED, ASGIWebsocketState.CLOSED):
-            await self._receive(bytes(cast(Data, event).data))
+            while self._early and not self.closed:  # the application is taking it: this stands behind it
+                await trio.lowlevel.checkpoint()
+            if not self.closed:
+                await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
             self._early += cast(Data, event).data
         else:
@@ -894,7 +902,7 @@ class _WebSocket(_Application, WSStream):
                 except UnicodeDecodeError:
                     return data[start:]
                 if self.open and not self.inbox.put(
-                    {"type": "websocket.receive", "bytes": None, "text": text}, len(text)
+                    {"type": "websocket.receive", "bytes": None, "text": text}, len(payload)
                 ):
                     await self.fail(1008, "too many unread messages")
             elif first == frames.PING:
@@ -1027,12 +1035,13 @@ class _WebSocket(_Application, WSStream):
         if kind == "websocket.send" and self.open:
             text = message.get("text")
             payload = text.encode() if text is not None else message["bytes"]
+            owner = self.owner
             if self._extensions:
                 self._write_all((payload,), text is None)
             else:
-                self.owner.write(frames.frame(frames.TEXT if text is not None else frames.BINARY, payload))
-            if self.owner.is_corked and self.owner.spend():
-                return  # nobody else has run since the last checkpoint, nor will before the next
+                owner.write(frames.frame(frames.TEXT if text is not None else frames.BINARY, payload))
+            if owner.is_corked and owner.spend():
+                return  # the next checkpoint is not far
         elif self.open and kind == "websocket.close":
             self.state = ASGIWebsocketState.CLOSED
             self._send_close(int(message.get("code") or 1000), message.get("reason") or "")
@@ -1077,10 +1086,11 @@ class _WebSocket(_Application, WSStream):
         self.open = True
         self.owner.wait_for(_Phase.WEBSOCKET, self.owner.limits.ping_interval)
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
-        if self._early:
-            early = bytes(self._early)
+        try:
+            if self._early:
+                await self._receive(bytes(self._early))
+        finally:
             self._early.clear()
-            await self._receive(early)
 
 
 class _Http1(H11Protocol):

@@ -163,6 +163,33 @@ async def test_what_a_client_sends_before_the_101_is_delivered_after_it() -> Non
             assert await peer.frame() == (0x81, b"three")
 
 
+@pytest.mark.parametrize("early", [100, 1000])
+async def test_what_comes_while_early_messages_are_taken_stays_behind_them(early: int) -> None:
+    """Also when what came early ends in the middle of a frame."""
+    texts = [str(number) for number in range(early + 20)]
+    packed = [client_frame(0x81, text.encode()) for text in texts]
+    first, rest = b"".join(packed[:early])[:-3], b"".join(packed[:early])[-3:] + b"".join(packed[early:])
+    got: list[str] = []
+    ended = trio.Event()
+
+    async def collect(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        while len(scope["extensions"]["hector.send_many"]._early) < len(first):
+            await pause(0.001)
+        await peer.send(rest)  # on its way while what came before is taken
+        await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
+        while len(got) < len(texts) and (event := await receive())["type"] == "websocket.receive":
+            got.append(event["text"])
+        ended.set()
+
+    limits = ConnectionLimits(max_unread_messages=2000)
+    async with running(asgi(websocket=collect), limits) as server, server.peer(upgrade()) as peer:
+        with trio.fail_after(5):
+            await peer.send(first)
+            await ended.wait()
+    assert got == texts
+
+
 async def test_a_hundred_continue_is_sent_and_the_body_taken() -> None:
     async def body(scope: Any, receive: Any, send: Any) -> None:
         taken = b""
@@ -768,6 +795,20 @@ async def test_unread_messages_hide_no_disconnect_and_are_bounded(number: int, s
             await told.ended.wait()
     assert told.events[-1]["code"] == code
     assert len(told.events) <= 1025
+
+
+async def test_unread_messages_are_bounded_by_their_bytes_not_their_characters() -> None:
+    async def websocket(scope: Any, receive: Any, send: Any) -> None:
+        await accept(receive, send)
+        await trio.sleep_forever()
+
+    limits = ConnectionLimits(max_unread_bytes=3000, linger_timeout=0.2)
+    async with running(asgi(websocket=websocket), limits) as server, server.websocket() as peer:
+        with trio.fail_after(5):
+            await peer.send(client_frame(0x81, "€".encode() * 10) * 100 + client_frame(0x89, b"full"))
+            assert await peer.frame() == (0x8A, b"full")
+            await peer.send(client_frame(0x81, b"x"))
+            assert await peer.close_code() == 1008
 
 
 async def test_a_handler_that_reads_takes_any_number_of_messages_in_one_packet() -> None:

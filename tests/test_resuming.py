@@ -465,6 +465,19 @@ async def test_with_a_window_no_more_frames_come_than_are_acknowledged() -> None
         assert words(frames) == "".join(f"{n} " for n in range(1, 21))
 
 
+async def test_a_task_whose_final_chunk_took_the_last_credit_is_no_longer_followed() -> None:
+    """So the socket is closed as every other that has nothing to say, and nothing of the task is held."""
+    paced = Paced()
+    settings = settings_of(limits={"idle_after_final": 0.05})
+    async with serving(settings, agents=agent(paced)) as server, connected(server, "a") as peer:
+        await peer.ask("2", taskId="t", window=3)
+        paced.allow(1)
+        assert (await peer.read())["seq"] == 1
+        paced.allow(1)
+        assert is_exact([{"seq": 1, "final": False}, *await peer.read_to_final()])
+        assert await peer.close_code() == 1000
+
+
 async def test_a_viewer_that_is_far_behind_its_stream_gets_text_joined_for_its_credit() -> None:
     async with started(2000, window=2) as (server, paced, peer):
         paced.allow(2)

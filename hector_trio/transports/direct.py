@@ -171,8 +171,9 @@ class _Body:
         raise RuntimeError("A body that is streamed is read through Quart")
 
 
-def _hooks(quart: Quart) -> tuple[int, int | None, bool]:
-    """What on ``quart`` can see or change what happens to a request. There are only ever more of them."""
+def _hooks(quart: Quart) -> tuple[object, ...]:
+    """What on ``quart`` can see or change what happens to a request. There are only ever more of them, but for error
+    handlers, which may be replaced."""
     count = len(quart.teardown_appcontext_funcs)
     for registry in (
         quart.before_request_funcs,
@@ -184,7 +185,8 @@ def _hooks(quart: Quart) -> tuple[int, int | None, bool]:
             count += len(functions)
     for signal in _SIGNALS:
         count += len(signal.receivers)
+    handlers: list[object] = []
     for by_code in quart.error_handler_spec.values():
         for by_type in by_code.values():
-            count += len(by_type)
-    return count, quart.config["MAX_CONTENT_LENGTH"], _OVERRIDABLE.isdisjoint(vars(quart))
+            handlers += by_type.values()
+    return count, handlers, quart.config["MAX_CONTENT_LENGTH"], _OVERRIDABLE.isdisjoint(vars(quart))

@@ -176,7 +176,9 @@ class View:
 
     @property
     def ready(self) -> bool:
-        return (self.window is None or self.credit > 0) and self.follower.ready
+        if self.window is not None and self.credit <= 0 and not self.follower.ended:
+            return False
+        return self.follower.ready
 
     def grant(self, frames: int) -> None:
         """Raises: InvalidRequest without a window."""

@@ -99,7 +99,7 @@ class QuartWire:
 
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
         send = self._websocket.send
-        with self._corked():
+        with self._corked() if len(payloads) > 1 else nullcontext():
             for payload in payloads:
                 await send(payload if binary else payload.decode())
 
@@ -175,6 +175,8 @@ class Shortcut:
         await self._serve(wire, agent_id)
 
     def _agent_of(self, scope: dict[str, Any]) -> str | None:
+        if not scope["path"].startswith(scope.get("root_path", "").rstrip("/") + "/"):
+            return None
         match = _PATH.match(local_path(scope))
         engine = self._services.engine
         if match is None or match[1] not in engine.agents or engine.draining:
@@ -191,8 +193,9 @@ def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         scope[DIRECT] = stream
 
 
-def _hooks(quart: Quart) -> tuple[int, ...]:
-    """How many of each kind there are of what can see or change what happens on a WebSocket."""
+def _hooks(quart: Quart) -> tuple[object, ...]:
+    """How many of each kind there are of what can see or change what happens on a WebSocket; error handlers themselves,
+    which may be replaced."""
     registries: tuple[dict[Any, list[Any]], ...] = (
         quart.before_websocket_funcs,
         quart.after_websocket_funcs,
@@ -206,5 +209,10 @@ def _hooks(quart: Quart) -> tuple[int, ...]:
         id(quart.view_functions.get(VIEW)),
         "asgi_app" in vars(quart),
         "handle_websocket" in vars(quart),
-        sum(len(by_type) for spec in quart.error_handler_spec.values() for by_type in spec.values()),
+        *(
+            handler
+            for by_code in quart.error_handler_spec.values()
+            for by_type in by_code.values()
+            for handler in by_type.values()
+        ),
     )

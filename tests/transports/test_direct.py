@@ -12,6 +12,7 @@ import trio.testing
 from quart import Response, has_request_context, signals
 from quart_trio import QuartTrio
 
+from hector_trio.errors import HectorError
 from hector_trio.server import App, open_app
 from hector_trio.transports.direct import Direct, mark
 from hector_trio.transports.guard import Guard
@@ -171,6 +172,7 @@ HOOKS: dict[str, Callable[[QuartTrio], Any]] = {
     "values": lambda quart: quart.url_value_preprocessor(lambda *_: None),
     "error": lambda quart: quart.register_error_handler(KeyError, nothing),
     "status": lambda quart: quart.register_error_handler(404, nothing),
+    "replaced": lambda quart: quart.register_error_handler(HectorError, nothing),
     "middleware": wrap,
     "view": lambda quart: quart.view_functions.update(getSession=nothing),
     "route": lambda quart: quart.add_url_rule("/sessions/mine", "mine", nothing),

@@ -91,6 +91,14 @@ def errors(app: QuartTrio, seen: list[Any]) -> None:
         return "never"
 
 
+def replaced(app: QuartTrio, seen: list[Any]) -> None:
+    seen.append("registered")
+
+    @app.errorhandler(HectorError)
+    async def look(error: HectorError) -> str:
+        return "never"
+
+
 def view(app: QuartTrio, seen: list[Any]) -> None:
     ours: Any = app.view_functions["stream"]
 
@@ -111,7 +119,7 @@ def middleware(app: QuartTrio, seen: list[Any]) -> None:
     app.asgi_app = wrapped  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("add", [before, after, teardown, received, errors, view, middleware])
+@pytest.mark.parametrize("add", [before, after, teardown, received, errors, replaced, view, middleware])
 async def test_a_hook_on_the_route_sends_the_stream_through_quart(add: Callable[[QuartTrio, list[Any]], None]) -> None:
     seen: list[Any] = []
     settings = settings_of(limits={"idle_after_final": 0.1})
@@ -137,6 +145,45 @@ async def test_a_receiver_of_messages_sees_each_chunk() -> None:
             await peer.ask("Count to 30")
             chunks = await peer.read_to_final()
     assert len(seen) == len(chunks)
+
+
+@pytest.mark.usefixtures("either_way")
+async def test_beside_the_root_path_there_is_no_stream() -> None:
+    async with serving(settings_of(server={"root_path": "/below"})) as server:
+        server.url = server.url.removesuffix("/below")
+        assert (await rejected(server)).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["receiver", "middleware"])
+async def test_who_takes_time_over_each_message_holds_none_back_that_was_sent(kind: str) -> None:
+    got = trio.Event()
+
+    def prepare(app: QuartTrio) -> None:
+        inner = app.asgi_app
+
+        async def look(message: Any) -> None:
+            await got.wait()
+
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            async def slow(message: Any) -> None:
+                await send(message)
+                if message["type"] == "websocket.send":
+                    await got.wait()
+
+            await inner(scope, receive, slow)
+
+        if kind == "receiver":
+            websocket_sent.connect(look, weak=False)
+        else:
+            app.asgi_app = wrapped  # type: ignore[method-assign]
+
+    async with serving(prepare=[prepare]) as server, connected(server) as peer:
+        await peer.ask("Count to 30")
+        with trio.fail_after(5):
+            first = await peer.read()
+        got.set()
+        assert first["seq"] == 1
+        assert (await peer.read_to_final())[-1]["status"] == "completed"
 
 
 async def test_a_hook_that_refuses_is_obeyed() -> None:
