@@ -178,10 +178,5 @@ pushes = Table(
     # when there was nothing more to tell
     Column("over_at", BigInteger),
     Column("dialect", Text, nullable=False),
-    Index(
-        "ix_pushes_open",
-        "task_key",
-        sqlite_where=text("over_at IS NULL"),
-        postgresql_where=text("over_at IS NULL"),
-    ),
+    Index("ix_pushes_open", "task_key", sqlite_where=text("over_at IS NULL")),
 )
