@@ -98,6 +98,8 @@ class Http2Stream(_Request):
         self.moved_at = 0.0
         """When a byte was sent, or the first that could not be was added."""
         self.moved = trio.lowlevel.ParkingLot()
+        self.asked = False
+        """Whether a client that waits for it was told to send the body (RFC 9110, 10.1.1)."""
         self.returned = False
         """Whether what the application has not taken counts no longer against the window of all."""
 
@@ -116,6 +118,9 @@ class Http2Stream(_Request):
         """As the base class; the peer may send as much again as was taken. A body of which nothing comes for
         `body_timeout` while it is wanted ends the stream."""
         if not self.complete and not self.closed:
+            if (b"expect", b"100-continue") in self.scope["headers"] and not self.asked:
+                self.asked = True
+                await self.protocol.stream_send(InformationalResponse(self.stream_id, headers=[], status_code=100))
             with trio.move_on_after(self.owner.limits.body_timeout) as scope:
                 return self._taken(await self.inbox.receive())
             if scope.cancelled_caught:

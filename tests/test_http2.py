@@ -15,6 +15,7 @@ from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
     DataReceived,
+    InformationalResponseReceived,
     ResponseReceived,
     StreamEnded,
     StreamReset,
@@ -161,6 +162,17 @@ async def test_a_body_larger_than_every_window_comes_and_goes() -> None:
         await client.flush()
         assert await client.status(stream) == 200
         assert await client.body(stream) == body + b"/p"
+
+
+async def test_a_client_that_waits_to_be_asked_for_its_body_is_asked_once() -> None:
+    async with running(asgi(http=mirror), ON) as server, speaking(server) as client:
+        stream = await client.ask((b"expect", b"100-continue"), method=b"POST", path=b"/p", end=False)
+        headers = (await client.next(InformationalResponseReceived, stream)).headers
+        assert headers == [(b":status", b"100")]
+        client.h2.send_data(stream, b"body", end_stream=True)
+        await client.flush()
+        assert await client.body(stream) == b"body/p"
+        assert not [each for each in client.events if isinstance(each, InformationalResponseReceived)]
 
 
 async def test_many_streams_of_one_connection_go_on_at_once() -> None:
