@@ -20,8 +20,8 @@ import ssl
 import struct
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("hector_trio")
 
 MAX_RECV = 65536
-SENDS_PER_CHECKPOINT = 16
+SENDS_PER_CHECKPOINT = 64
 MAX_CORKED = 16384
 """Bytes of a frame that does not wait for others to leave with."""
 EVENTS_PER_CHECKPOINT = 32
@@ -525,11 +525,9 @@ class Connection(TCPServer):
     def write(self, data: bytes) -> None:
         """Send what the socket takes now and queue the rest behind what is queued already. Never waits or raises."""
         if self.is_corked:
-            if not self._corked:  # whoever collects may be made to wait by others, who know nothing of this
-                trio.lowlevel.current_trio_token().run_sync_soon(self._let_go, idempotent=True)
             self._corked.append(data)
             if len(data) > MAX_CORKED:
-                self._uncork()
+                self.uncork()
                 self.is_corked = True
             return
         if self.gone or self.finishing:
@@ -550,29 +548,16 @@ class Connection(TCPServer):
             self._unsent += memoryview(data)[accepted:]
             self._wake()
 
-    @contextmanager
-    def corked(self) -> Iterator[None]:
-        """What is written inside leaves in one write, in order: at the end, when somebody waits for the socket, and at
-        the latest at the next turn of the loop."""
-        if self.is_corked:
-            yield
-            return
-        self.is_corked = True
-        try:
-            yield
-        finally:
-            self._uncork()
+    def together(self, sending: Coroutine[Any, Any, None]) -> Awaitable[None]:
+        """Await *sending*. What it writes leaves in one write, in order: at its end and whenever it is made to wait, by
+        anybody."""
+        return Together(self, sending)
 
-    def _uncork(self) -> None:
+    def uncork(self) -> None:
         self.is_corked = False
         if self._corked:
             corked, self._corked = self._corked, []
             self.write(b"".join(corked))
-
-    def _let_go(self) -> None:
-        if self._corked:
-            self._uncork()
-            self.is_corked = True
 
     @property
     def full(self) -> bool:
@@ -611,9 +596,7 @@ class Connection(TCPServer):
             await trio.lowlevel.checkpoint_if_cancelled()
             return
         self._budget = SENDS_PER_CHECKPOINT
-        if self._corked:
-            self._uncork()
-            self.is_corked = True
+        self.uncork()
         if self.gone or self.finishing:
             await trio.lowlevel.checkpoint()
         elif len(self._unsent) > self._ahead:
@@ -635,7 +618,7 @@ class Connection(TCPServer):
         """Send what is queued, then our end; then wait for the peer's, at most `linger_timeout`."""
         if self.gone or self.finishing:
             return
-        self._uncork()
+        self.uncork()
         self.finishing = True
         self.phase = _Phase.LINGER
         if self._unsent:
@@ -734,6 +717,32 @@ class Connection(TCPServer):
             return os.write(self.socket.fileno(), self._unsent)
         except BlockingIOError:
             return 0
+
+
+class Together(Generator[Any, Any, None]):
+    """Awaits a coroutine; while that runs, and not while it waits, its connection is corked."""
+
+    __slots__ = ("_coroutine", "_owner")
+
+    def __init__(self, owner: Connection, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._owner = owner
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._coroutine.throw, *error)
+
+    def _step(self, go_on: Callable[..., Any], *sent: Any) -> Any:
+        self._owner.is_corked = True
+        try:
+            return go_on(*sent)
+        finally:
+            self._owner.uncork()
 
 
 _NO_GROUP = TaskGroup()
@@ -1037,9 +1046,9 @@ class _WebSocket(_Application, WSStream):
         if self.closed:
             tell(self._farewell[0])
 
-    def corked(self) -> AbstractContextManager[None]:
-        """Messages sent inside leave in one write, at the end or when the application is made to wait."""
-        return self.owner.corked()
+    def together(self, sending: Coroutine[Any, Any, None]) -> Awaitable[None]:
+        """Await *sending*; the messages it sends leave in one write, at its end and whenever it is made to wait."""
+        return self.owner.together(sending)
 
     async def __call__(self, payloads: Sequence[bytes], *, binary: bool = False) -> None:
         """Send one message for each payload (text must be UTF-8), all in one write.

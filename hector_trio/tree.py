@@ -44,7 +44,7 @@ SLICE: Final = 100
 State = Literal["queued", "running", "finishing"]
 Cancel = Literal["pending", "shielded"]
 
-_WRAPPERS: Final = frozenset({"coroutine_wrapper", "async_generator_asend", "async_generator_athrow"})
+_WRAPPERS: Final = frozenset({"Together", "coroutine_wrapper", "async_generator_asend", "async_generator_athrow"})
 """What Python puts around a coroutine or generator without telling which; the garbage collector knows."""
 
 _TRIO: Final = os.path.dirname(trio.__file__) + os.sep

@@ -165,7 +165,8 @@ class Exchange:
         self.status: int | None = None
         """``None`` until something was answered; 101 for an accepted WebSocket."""
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
+        """No coroutine of its own: one costs as much as encoding a chunk."""
         kind = message["type"]
         if kind == "websocket.send":
             pass  # by far the most frequent
@@ -177,7 +178,7 @@ class Exchange:
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self._request_id)]}
         elif kind == "websocket.close" and self.status is None:
             self.status = 403  # that is how a server answers a close before the accept
-        await self._send(message)
+        return self._send(message)
 
     def _completed(self, headers: Any) -> RawHeaders:
         result: RawHeaders = list(headers)

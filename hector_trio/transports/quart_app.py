@@ -1,6 +1,6 @@
 """Quart-Trio, subclassed: one nursery per connection, errors that are told, and a reader that never waits."""
 
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from typing import Any, cast
 
 import trio
@@ -124,10 +124,12 @@ class HectorWebsocket(TrioWebsocket):
             await super().accept(headers, subprotocol)
             self.accepted = True
 
-    async def send(self, data: Any) -> None:
+    def send(self, data: Any) -> Coroutine[Any, Any, None]:
         """Send one message, text or bytes. A cancel leaves it queued, complete and in order."""
-        if not self.accepted:
-            await self.accept()
+        return self._send(data) if self.accepted else self._send_first(data)
+
+    async def _send_first(self, data: Any) -> None:
+        await self.accept()
         await self._send(data)
 
     async def close(self, code: int, reason: str = "") -> None:
@@ -189,14 +191,18 @@ class HectorWebsocketConnection(TrioASGIWebsocketConnection):
             nursery.start_soon(self._take_messages, nursery, websocket, receive, name="reader")
             nursery.start_soon(self.handle_websocket, nursery, websocket, send, name="handler")
 
-    async def send_data(self, send: Send, data: str | bytes) -> None:
-        """As the base class; asks nobody where nobody has asked to be told."""
+    def send_data(self, send: Send, data: str | bytes) -> Awaitable[None]:  # type: ignore[override]
+        """As the base class; asks nobody where nobody has asked to be told, and is no coroutine of its own
+        then: each on the way of a chunk costs as much as its encoding."""
         if isinstance(data, str):
-            await send({"type": "websocket.send", "bytes": None, "text": data})
+            sending = send({"type": "websocket.send", "bytes": None, "text": data})
         else:
-            await send({"type": "websocket.send", "bytes": data, "text": None})
-        if websocket_sent.receivers:
-            await websocket_sent.send_async(data)
+            sending = send({"type": "websocket.send", "bytes": data, "text": None})
+        return self._send_and_tell(sending, data) if websocket_sent.receivers else sending
+
+    async def _send_and_tell(self, sending: Awaitable[None], data: str | bytes) -> None:
+        await sending
+        await websocket_sent.send_async(data)
 
     async def _take_messages(self, nursery: trio.Nursery, websocket: HectorWebsocket, receive: Receive) -> None:
         """Take every message at once, so that the end of the connection never waits behind unread ones."""

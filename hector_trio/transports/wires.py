@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
 import trio
@@ -59,7 +58,7 @@ class ServerStream(Protocol):
 
     def send_now(self, payloads: list[bytes]) -> bool: ...
 
-    def corked(self) -> AbstractContextManager[None]: ...
+    def together(self, sending: Coroutine[Any, Any, None]) -> Awaitable[None]: ...
 
     def when_gone(self, tell: Callable[[int], None]) -> None: ...
 
@@ -91,17 +90,19 @@ class QuartWire:
         self.now: ServerStream | None = None
         self.receive = websocket.receive
         self._websocket = websocket
-        stream: ServerStream | None = (self.scope.get("extensions") or {}).get(SEND_MANY)
-        self._corked: Callable[[], AbstractContextManager[None]] = nullcontext if stream is None else stream.corked
+        self._stream: ServerStream | None = (self.scope.get("extensions") or {}).get(SEND_MANY)
 
     def tie(self, scope: trio.CancelScope) -> None:
         """Quart's nursery around everything is cancelled."""
 
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
+        sending = self._send_each(payloads, binary)
+        await (sending if self._stream is None or len(payloads) == 1 else self._stream.together(sending))
+
+    async def _send_each(self, payloads: list[bytes], binary: bool) -> None:
         send = self._websocket.send
-        with self._corked() if len(payloads) > 1 else nullcontext():
-            for payload in payloads:
-                await send(payload if binary else payload.decode())
+        for payload in payloads:
+            await send(payload if binary else payload.decode())
 
     async def close(self, code: int) -> None:
         await self._websocket.close(code)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
 import trio
@@ -182,7 +181,7 @@ class Link:
         return not self.full
 
     def when_gone(self, tell: Callable[[int], None]) -> None:
-        """As of the streams in ``hector_trio.connection``; so are ``full``, ``send_now``, ``is_own`` and ``corked``."""
+        """As of the streams in ``hector_trio.connection``; so are ``full``, ``send_now``, ``is_own``, ``together``."""
         self._gone = tell
         if self._farewell is not None:
             tell(1006)
@@ -190,8 +189,8 @@ class Link:
     def is_own(self, receive: object, send: object) -> bool:
         return receive == self.receive and send == self.send
 
-    def corked(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def together(self, sending: Coroutine[Any, Any, None]) -> Awaitable[None]:
+        return sending
 
     async def _write(self, messages: list[tuple[Message, int]]) -> None:
         for message, size in messages:
