@@ -52,8 +52,10 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.typing import ConnectionState
 from hyperframe.frame import GoAwayFrame
 
-from .connection import _NO_GROUP, Connection, _Phase, _Request, contain
-from .http1 import RawHeaders
+from hector_trio.connection.bounds import Phase, contain
+from hector_trio.connection.socket import Connection
+from hector_trio.connection.streams import NO_GROUP, HttpRequest
+from hector_trio.http1 import RawHeaders
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_STREAMS: Final = 100
@@ -81,7 +83,7 @@ _AUTHORITY: Final = re.compile(rb"[\x21-\x7e]+\Z")
 _HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 
 
-class Http2Stream(_Request):
+class Http2Stream(HttpRequest):
     """One request and its response."""
 
     def __init__(self, protocol: Http2, *args: Any) -> None:
@@ -282,7 +284,7 @@ class Http2:
             return
         owner = self.owner
         stream = self._streams[stream_id] = Http2Stream(
-            self, owner.app, owner.config, owner.context, _NO_GROUP, owner.tls, self._client, self._server,
+            self, owner.app, owner.config, owner.context, NO_GROUP, owner.tls, self._client, self._server,
             self.stream_send, stream_id,
         )  # fmt: skip
         await stream.handle(
@@ -461,10 +463,10 @@ class Http2:
         if owner.finishing or owner.gone:
             return
         if not self._streams:
-            owner.wait_for(_Phase.IDLE, 0 if self._draining else limits.keep_alive_timeout)
+            owner.wait_for(Phase.IDLE, 0 if self._draining else limits.keep_alive_timeout)
             return
         stalled = min((each.moved_at for each in self._streams.values() if each.unsent), default=None)
-        owner.wait_for(_Phase.BODY, inf)
+        owner.wait_for(Phase.BODY, inf)
         if stalled is not None:
             owner.deadline = stalled + limits.send_timeout
 

@@ -24,11 +24,12 @@ from h2.events import (
 from h2.settings import SettingCodes, Settings
 from hpack import Encoder
 
-from hector_trio.connection import SENDS_PER_CHECKPOINT, ConnectionLimits
+from hector_trio.connection import ConnectionLimits
+from hector_trio.connection.socket import SENDS_PER_CHECKPOINT
 from hector_trio.http2 import MAX_STREAMS, PREFACE, STREAM_WINDOW, head_fault, split
+from tests.connection.applications import Contexts, echo, hello, tls
 from tests.hostile import Peer, Running, asgi, forget_peak, get, peak_bytes, running, upgrade
 from tests.serving import serving, settings_of
-from tests.test_connection import Contexts, echo, hello, tls
 
 __all__ = ["tls"]
 
