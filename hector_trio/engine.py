@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -35,7 +36,7 @@ from hector_trio.errors import (
     StoreUnavailable,
     TaskNotFound,
 )
-from hector_trio.log import READ_BYTES, Follower, LogWriter, TaskLog, Wakeup, now_ms
+from hector_trio.log import READ_BYTES, Follower, LogWriter, TaskLog, now_ms
 from hector_trio.models import Content, TaskRequest, encode
 from hector_trio.runs import (
     CLIENT_LEFT,
@@ -67,6 +68,7 @@ from hector_trio.task import (
 )
 from hector_trio.turns import Turn, Turns
 from hector_trio.uploads import Uploads
+from hector_trio.wakeup import Wakeup
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
@@ -126,8 +128,8 @@ class Engine:
         self.agents = agents
         self.instance = instance
         self.drain_started = trio.Event()
-        self.drain_wakeups: set[Wakeup] = set()
-        """Woken when a drain starts: connections that have nothing more to do then close."""
+        self.drain_wakeups: set[Callable[[], None]] = set()
+        """Called when a drain starts: connections that have nothing more to do then close."""
         self._settings = settings
         self._nursery = nursery
         self._writer = writer
@@ -139,6 +141,7 @@ class Engine:
         """Of tasks that run, and of those that wait for input and are read."""
         self._timers: list[tuple[float, int]] = []
         self._timers_moved = Wakeup()
+        self._on_readers, self._on_refused = self._readers_changed, self._refused  # bound once, not for each log
         self._ending = False
         """Whether what runs is being ended: the grace of a drain is over."""
         self._named: dict[tuple[str, str, str], Run] = {}
@@ -315,7 +318,6 @@ class Engine:
 
     def _launch(self, run: Run) -> None:
         row = run.row
-        run.log.on_refused = lambda error: run.scope.cancel()
         self._runs[row.key] = self._named[row.owner, row.agent_id, row.task_id] = run
         self._parked.pop(row.key, None)
         self._waiting += 1
@@ -338,8 +340,14 @@ class Engine:
                 max_log=limits.log_bytes,
                 tail_bytes=limits.tail_bytes,
             )
-            log.on_readers = lambda: self._readers_changed(log)
+            log.on_readers = self._on_readers
+            log.on_refused = self._on_refused
         return log
+
+    def _refused(self, log: TaskLog) -> None:
+        run = self._runs.get(log.key)
+        if run is not None:
+            run.scope.cancel()
 
     def _readers_changed(self, log: TaskLog) -> None:
         run = self._runs.get(log.key)
@@ -574,7 +582,7 @@ class Engine:
             state=state,
             deadline=run.deadline,
             session_bytes=self._settings.limits.session_bytes,
-            ask=lambda question, saved, auth: self._ask(run, question, saved, auth),
+            ask=partial(self._ask, run),
             message=original,
             replies=run.agent is not None and run.agent.info.replies,
             uploads=self._uploads,
@@ -615,7 +623,7 @@ class Engine:
             self._close(run)
         else:
             self._unfinished[run] = outcome or STORE_REFUSED
-            run.over.set()
+            run.end()
             self._changed.unpark_all()
 
     async def _put_question(self, run: Run) -> Outcome | None:
@@ -664,7 +672,7 @@ class Engine:
             self._park(row, run.nursery, row.question.asked_at)
         else:
             del self._logs[row.key]
-        run.over.set()
+        run.end()
         self._changed.unpark_all()
 
     async def _finish(self, run: Run, outcome: Outcome) -> bool:
@@ -760,7 +768,7 @@ class Engine:
             if found is None and not row.ended:
                 raise TaskNotFound(f"Task {row.task_id!r} has ended and was removed", task_id=row.task_id)
             return found or row
-        await run.over.wait()
+        await run.wait_over()
         if run in self._unfinished:
             refused = run.log.failure
             detail = refused.detail if refused is not None else "The store does not take the end of the task now"
@@ -862,7 +870,7 @@ class Engine:
         runs, parked = self._runs.values(), self._parked.values()
         return (
             self._turns.length(session) > 0
-            or any(_session_of(run.row) == session and not run.over.is_set() for run in runs)
+            or any(_session_of(run.row) == session and not run.over for run in runs)
             or any(_session_of(each.row) == session for each in parked)
         )
 
@@ -944,8 +952,8 @@ class Engine:
         Returns within ``grace`` plus a few seconds, whatever the agents do.
         """
         self.drain_started.set()
-        for wakeup in self.drain_wakeups:
-            wakeup.wake()
+        for wake in self.drain_wakeups:
+            wake()
         with trio.move_on_after(grace):
             await self._quiet()
         self._ending = True

@@ -30,6 +30,7 @@ from hector_trio.task import (
     seq_of,
     split_lines,
 )
+from hector_trio.wakeup import Wakeup
 
 READ_BYTES: Final = 256 * 1024
 """How much of a log one read of the store brings."""
@@ -65,35 +66,8 @@ def _stamp() -> bytes:
     return _stamped
 
 
-class Wakeup:
-    """One waiting task's alarm: set from anywhere on the loop, any number of times, taken by one waiter."""
-
-    __slots__ = ("_set", "_task")
-
-    def __init__(self) -> None:
-        self._set = False
-        self._task: trio.lowlevel.Task | None = None
-
-    def wake(self) -> None:
-        self._set = True
-        if self._task is not None:
-            task, self._task = self._task, None
-            trio.lowlevel.reschedule(task)
-
-    async def wait(self) -> None:
-        """Returns once ``wake`` was called since the last return. Always a checkpoint."""
-        if self._set:
-            await trio.lowlevel.checkpoint()  # cancelled here, the alarm stays for the next wait
-            self._set = False
-            return
-        self._task = trio.lowlevel.current_task()
-
-        def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
-            self._task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-        self._set = False
+def _nothing(*_: object) -> None:
+    """Nobody has asked to be told."""
 
 
 class TaskLog:
@@ -175,9 +149,10 @@ class TaskLog:
         self.readers: set[Follower] = set()
         self.viewers = 0
         """Readers that count as somebody who watches."""
-        self.on_readers: Callable[[], None] = lambda: None
+        self.on_readers: Callable[[TaskLog], None] = _nothing
         """Called when readers have come or gone."""
-        self.on_refused: Callable[[HectorError], None] = lambda error: None
+        self.on_refused: Callable[[TaskLog], None] = _nothing
+        """Called when the store has refused; ``failure`` says why."""
         self._writer = writer
         self._max_uncommitted = max_uncommitted
         self._max_chunk = max_chunk
@@ -201,7 +176,7 @@ class TaskLog:
         self._tail: list[bytes] = []
         self._tail_size = 0
         self._tail_first = row.last_seq + 1
-        self._progress = trio.lowlevel.ParkingLot()
+        self._progress: trio.lowlevel.ParkingLot | None = None
 
     # --- the run's side
 
@@ -288,9 +263,9 @@ class TaskLog:
     async def _give_way(self) -> None:
         await trio.lowlevel.checkpoint()
         while self._pending_bytes > self._max_uncommitted and self.failure is None:
-            await self._progress.park()
+            await self._progressed()
         while self._seq > self._paused_at and self.failure is None:
-            await self._progress.park()
+            await self._progressed()
 
     async def emit_text(self, text: str) -> None:
         """Text longer than a chunk may be becomes several chunks."""
@@ -311,10 +286,18 @@ class TaskLog:
             raise InvalidRequest("emit_bytes takes a media type such as image/png, of at most 255 characters")
         await self.emit("data", b64encode(data).decode(), media_type=media_type, encoding="base64")
 
+    async def _progressed(self) -> None:
+        self._progress = self._progress or trio.lowlevel.ParkingLot()
+        await self._progress.park()
+
+    def _tell_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.unpark_all()
+
     def pause_at(self, seq: int | None) -> None:
         """Has ``emit`` wait once a chunk beyond ``seq`` is emitted, until it is moved on; ``None``: no longer."""
         self._paused_at = NEVER if seq is None else seq
-        self._progress.unpark_all()
+        self._tell_progress()
 
     def restore(self, fold: Fold) -> None:
         """Takes what the committed part of the log adds up to."""
@@ -353,7 +336,7 @@ class TaskLog:
     async def settled(self) -> None:
         """Returns when nothing waits for the store any more: all is committed, or the store has refused."""
         while (self._pending_bytes or self._change is not None or self._flying is not None) and self.failure is None:
-            await self._progress.park()
+            await self._progressed()
 
     def _queue(self, line: bytes) -> None:
         self._seq += 1
@@ -399,8 +382,7 @@ class TaskLog:
             self.final_seq = append.last_seq
         if self._tail_size > 2 * self._tail_bytes:
             self._trim()
-        if self._progress:
-            self._progress.unpark_all()
+        self._tell_progress()
 
     def refuse(self, error: HectorError) -> None:
         """The store has refused: what waits is discarded and the numbers go back to the last committed chunk."""
@@ -417,28 +399,28 @@ class TaskLog:
         self._change = self._message = None
         self._final_queued = False
         self._seq = self.committed
-        self._progress.unpark_all()
+        self._tell_progress()
         for reader in self.readers:
             reader.alarm()
-        self.on_refused(error)
+        self.on_refused(self)
 
     async def unread(self) -> None:
         """Returns when nobody follows any more."""
         while self.readers:
-            await self._progress.park()
+            await self._progressed()
 
     def came(self, reader: Follower) -> None:
         self.readers.add(reader)
         self.viewers += reader.viewer
-        self.on_readers()
+        self.on_readers(self)
 
     def left(self, reader: Follower) -> None:
         if reader in self.readers:
             self.readers.discard(reader)
             self.viewers -= reader.viewer
             if not self.readers:
-                self._progress.unpark_all()
-            self.on_readers()
+                self._tell_progress()
+            self.on_readers(self)
 
     def _trim(self) -> None:
         drop = 0
@@ -509,6 +491,10 @@ class LogWriter:
             log.refuse(error)
 
 
+def _no_log() -> None:
+    return None
+
+
 class Follower:
     """A reader's place in a task's log. A context manager; costs a cursor.
 
@@ -538,7 +524,7 @@ class Follower:
         self,
         store: Store,
         row: TaskRow,
-        live: Callable[[], TaskLog | None] = lambda: None,
+        live: Callable[[], TaskLog | None] = _no_log,
         *,
         after: int = 0,
         wakeup: Wakeup | None = None,
@@ -564,6 +550,7 @@ class Follower:
 
     def __enter__(self) -> Follower:
         self._log = self._live()
+        self._live = _no_log
         if self._log is not None:
             self._log.came(self)
         return self

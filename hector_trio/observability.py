@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -374,6 +374,22 @@ class StoreState(Protocol):
         """With ``size_bytes``, ``commits``, ``commit_seconds`` and ``operations``."""
 
 
+class _OpenStream:
+    """Counts itself while it is entered. A generator would take six times the room, in each idle stream."""
+
+    __slots__ = ("_counts", "_transport")
+
+    def __init__(self, counts: dict[Transport, int], transport: Transport) -> None:
+        self._counts = counts
+        self._transport = transport
+
+    def __enter__(self) -> None:
+        self._counts[self._transport] += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._counts[self._transport] -= 1
+
+
 class Metrics:
     """The server's numbers, in a registry of its own. It is the engine's ``Observer``.
 
@@ -447,14 +463,9 @@ class Metrics:
         if seconds is not None:
             self._request_seconds.labels(asked[1]).observe(seconds)
 
-    @contextmanager
-    def stream(self, transport: Transport) -> Iterator[None]:
+    def stream(self, transport: Transport) -> _OpenStream:
         """A stream is open as long as this is."""
-        self._open[transport] += 1
-        try:
-            yield
-        finally:
-            self._open[transport] -= 1
+        return _OpenStream(self._open, transport)
 
     def open_streams(self, transport: Transport | None = None) -> int:
         """How many streams are open, of one transport or in all."""

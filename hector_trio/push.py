@@ -21,12 +21,13 @@ from hector_trio.a2a.types import MEDIA_TYPE, VERSION
 from hector_trio.config import PushSettings
 from hector_trio.engine import Engine
 from hector_trio.errors import Gone, HectorError, RateLimited
-from hector_trio.log import Wakeup, now_ms
+from hector_trio.log import now_ms
 from hector_trio.reach import Reach, Webhook, parse
 from hector_trio.stores import Push, PushDialect, PushMove
 from hector_trio.task import TaskRow
 from hector_trio.updates import Update, Updates
 from hector_trio.waiting import backoff
+from hector_trio.wakeup import Wakeup
 
 if TYPE_CHECKING:
     import ssl

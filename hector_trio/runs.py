@@ -39,6 +39,7 @@ class Run:
     __slots__ = (
         "_grace",
         "_left_at",
+        "_over",
         "agent",
         "asked",
         "begun",
@@ -89,8 +90,9 @@ class Run:
         """Trio's, once it has started."""
         self.ending = False
         """Whether nothing is left but its final chunk, or its question."""
-        self.over = trio.Event()
-        """Set when it has ended, or would have if the store took its final chunk."""
+        self.over = False
+        """Whether it has ended, or would have if the store took its final chunk."""
+        self._over: trio.Event | None = None
         self._grace = grace_of(row.policy)
         self._left_at = math.inf
 
@@ -100,6 +102,18 @@ class Run:
         if self.ending or self.scope.cancel_called:
             return "finishing"
         return "running" if self.begun else "queued"
+
+    def end(self) -> None:
+        self.over = True
+        if self._over is not None:
+            self._over.set()
+
+    async def wait_over(self) -> None:
+        if self._over is None:
+            self._over = trio.Event()
+            if self.over:
+                self._over.set()
+        await self._over.wait()
 
     def stop(self, outcome: Outcome) -> None:
         """Ends the run as ``outcome``; the first to decide wins. Idempotent, at any time."""

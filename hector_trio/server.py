@@ -12,7 +12,7 @@ import ssl
 import stat
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -151,13 +151,12 @@ class App:
             below = Grpc(services, below)
         self._asgi = Guard(below, services)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        else:
-            mark = direct.mark if scope["type"] == "http" else wires.mark
-            mark(scope, receive, send)
-            await self._asgi(scope, receive, send)
+            return _lifespan(receive, send)
+        mark = direct.mark if scope["type"] == "http" else wires.mark
+        mark(scope, receive, send)
+        return self._asgi(scope, receive, send)
 
 
 async def _lifespan(receive: Any, send: Any) -> None:

@@ -152,6 +152,8 @@ def final_chunk(task_id: str, seq: int, now: int, outcome: Outcome) -> Chunk:
 class Fold:
     """What a log adds up to, chunk by chunk: the output so far, and at the end the state."""
 
+    __slots__ = ("_data", "_text", "error", "last_seq", "replied", "size", "status")
+
     def __init__(self) -> None:
         self._text: list[str] = []
         self._data: list[Any] = []

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from hector_trio.agents import Context
 from hector_trio.errors import HectorError, InvalidRequest, RunError, StoreUnavailable
-from hector_trio.log import EMITS_PER_CHECKPOINT, Follower, LogWriter, TaskLog, Wakeup
+from hector_trio.log import EMITS_PER_CHECKPOINT, Follower, LogWriter, TaskLog
 from hector_trio.models import Chunk
 from hector_trio.stores import Append, Change
 from hector_trio.stores.memory import MemoryStore
 from hector_trio.task import Outcome, TaskRow, decode_chunk, fold
+from hector_trio.wakeup import Wakeup
 from tests.engines import agent, engine_of, order, read_all
 from tests.stores.making import ME, NOW, accept, message, new_session
 
@@ -394,8 +395,8 @@ async def test_a_refusal_discards_what_waits_and_the_end_is_numbered_behind_what
     async with writing(store) as writer:
         row = await accept(store)
         log = log_of(row, writer)
-        told: list[HectorError] = []
-        log.on_refused = told.append
+        told: list[HectorError | None] = []
+        log.on_refused = lambda log: told.append(log.failure)
         with Follower(store, row, lambda: log) as follower:
             await emit(log, "kept")
             assert contents(await follower.read()) == ["kept"]
@@ -728,81 +729,3 @@ async def test_a_task_that_lost_a_chunk_is_not_completed_even_if_its_agent_ends_
     moment = trio.Event()
     row = await stays_true_to_its_log(store, moment, moment)
     assert (row.status, row.error and row.error.code) == ("failed", "store_unavailable")
-
-
-# --- the alarm --------------------------------------------------------------------------------------------------------
-
-
-async def test_a_wake_before_the_wait_is_kept_and_several_are_one() -> None:
-    wakeup = Wakeup()
-    wakeup.wake()
-    wakeup.wake()
-    with trio.fail_after(5):
-        await wakeup.wait()
-    with trio.move_on_after(0) as scope:
-        await wakeup.wait()
-    assert scope.cancelled_caught
-
-
-async def test_a_wait_is_always_a_checkpoint() -> None:
-    wakeup = Wakeup()
-    wakeup.wake()
-    with trio.testing.assert_checkpoints():
-        await wakeup.wait()
-
-
-async def test_a_wait_that_was_cancelled_can_be_waited_again() -> None:
-    wakeup = Wakeup()
-    with trio.move_on_after(0):
-        await wakeup.wait()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wakeup.wait)
-        await trio.testing.wait_all_tasks_blocked()
-        wakeup.wake()
-        with trio.fail_after(5):
-            await trio.testing.wait_all_tasks_blocked()
-
-
-async def test_a_wake_that_meets_a_cancelled_wait_is_there_for_the_next() -> None:
-    wakeup = Wakeup()
-    wakeup.wake()
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await wakeup.wait()
-    assert scope.cancelled_caught
-    with trio.fail_after(5):
-        await wakeup.wait()
-
-
-@pytest.mark.parametrize("seed", range(20))
-async def test_no_wake_is_lost_whatever_the_schedule(seed: int) -> None:
-    chance = random.Random(seed)
-    wakeup = Wakeup()
-    made = taken = 0
-
-    async def make() -> None:
-        nonlocal made
-        for _ in range(200):
-            for _ in range(chance.randrange(4)):
-                await trio.lowlevel.checkpoint()
-            made += 1
-            for _ in range(chance.randrange(1, 3)):
-                wakeup.wake()
-
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(make)
-            while taken < 200:
-                with trio.CancelScope() as scope:
-                    if chance.random() < 0.3:
-                        nursery.start_soon(_cancel, scope)
-                    while taken == made:
-                        await wakeup.wait()
-                taken = made
-                for _ in range(chance.randrange(4)):
-                    await trio.lowlevel.checkpoint()
-
-
-async def _cancel(scope: trio.CancelScope) -> None:
-    await trio.lowlevel.checkpoint()
-    scope.cancel()

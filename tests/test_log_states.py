@@ -110,7 +110,7 @@ class LogMachine(RuleBasedStateMachine):
             tail_bytes=self.instances % 2 * 3000 + 300,
         )
         self.log.restore(Fold())  # nobody asks here what it adds up to
-        self.log.on_refused = lambda error: self.forget()
+        self.log.on_refused = lambda log: self.forget()
         self.nursery.start_soon(self.in_process, writer.run)
 
     async def in_process(self, call: Any) -> None:

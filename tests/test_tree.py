@@ -81,7 +81,7 @@ async def test_a_model_call_stands_below_its_run_its_stream_and_its_connection()
             assert (tree["running"], tree["queued"], tree["waitingForInput"]) == (1, 0, 0)
             socket, _ = find(tree, "websocket")
             assert socket["name"] == "/agents/assistant/stream"
-            assert {each["kind"] for each in socket["children"]} == {"run", "sender"}  # it is the reader itself
+            assert {each["kind"] for each in socket["children"]} == {"run"}  # it is the reader itself; all is sent
             text = json.dumps(tree)
             assert "private" not in text
             assert "sk-0123456789abcdef" not in text
@@ -334,7 +334,7 @@ async def test_two_thousand_streams_are_answered_in_bounded_steps_and_bytes() ->
                 assert steps.longest < 0.1
                 assert len(answer.content) < 1 << 20
                 tree = answer.json()
-                assert tree["tasks"] > 2600  # a run each; a connection, a reader and a sender for ten
+                assert tree["tasks"] > 2400  # a run each; a connection and a reader for ten
                 nodes = list(walk(tree["root"]))
                 assert len(nodes) <= MAX_NODES + 100
                 shown = [node for node, _ in nodes if node["kind"] == "run"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
 import trio
+
+from hector_trio.wakeup import Wakeup
 
 LOGGER = logging.getLogger("hector_trio")
 T = TypeVar("T")
@@ -79,11 +80,11 @@ class Inbox(Generic[T]):
 
     def __init__(self, max_items: float, max_bytes: float) -> None:
         self.bytes = 0
-        self._items: deque[tuple[T, int]] = deque()
+        self._items: list[tuple[T, int]] = []  # seldom more than one: a deque would take ten times the room
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._last: tuple[T] | None = None
-        self._arrived = trio.lowlevel.ParkingLot()
+        self._arrived = Wakeup()
         self._taken: trio.lowlevel.ParkingLot | None = None
 
     def put(self, item: T, size: int = 0) -> bool:
@@ -92,28 +93,29 @@ class Inbox(Generic[T]):
             return False
         self._items.append((item, size))
         self.bytes += size
-        if self._arrived:
-            self._arrived.unpark()
+        self._arrived.wake()
         return True
 
     def close(self, last: T) -> None:
         """Nothing more comes: once all else is taken, `receive` returns *last*, again and again."""
         if self._last is None:
             self._last = (last,)
-            if self._arrived:
-                self._arrived.unpark_all()
+            self._arrived.wake()
             if self._taken is not None:
                 self._taken.unpark_all()
 
     async def receive(self) -> T:
-        """Take the oldest item, waiting for one. A cancel takes nothing."""
+        """Take the oldest item, waiting for one. A cancel takes nothing.
+
+        Raises: BusyResourceError if another task waits already.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._items:
             if self._last is not None:
                 await trio.lowlevel.checkpoint()
                 return self._last[0]
-            await self._arrived.park()
-        item, size = self._items.popleft()
+            await self._arrived.wait()
+        item, size = self._items.pop(0)
         self.bytes -= size
         if self._taken is not None:
             self._taken.unpark_all()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
@@ -65,7 +66,10 @@ class Application:
         """Run the application; whatever it raises ends this stream and no other."""
         code = 1012  # a cancel from outside: the server is going
         try:
-            await self.app(self.scope, self.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
+            if type(self.app) is ASGIWrapper:  # it only adds a coroutine
+                await self.app.app(self.scope, self.receive, self.app_send)
+            else:
+                await self.app(self.scope, self.receive, self.app_send, trio.to_thread.run_sync, trio.from_thread.run)
             code = 1000
         except (Exception, BaseExceptionGroup) as error:
             contain(error, f"The application failed on {self.scope['type']} {self.scope['path']}")
@@ -77,9 +81,9 @@ class Application:
                 self.owner.reset("cannot be answered")
                 contain(error, "The end of a response failed")
 
-    async def receive(self) -> Any:
+    def receive(self) -> Awaitable[Any]:
         """What the application calls for its next event."""
-        return await self.inbox.receive()
+        return self.inbox.receive()
 
     async def _send_error_response(self, status_code: int) -> None:
         """Called by the base classes where there is no application to answer, or none that did."""
@@ -132,11 +136,11 @@ class HttpRequest(Application, HTTPStream):
         if left:
             self._gone()
 
-    async def receive(self) -> Any:
+    def receive(self) -> Awaitable[Any]:
         protocol = cast("Http1", self.owner.protocol)  # a stream of HTTP/2 has its own way to receive
         if protocol.stream is self:
             protocol.ask_for_body()
-        return await self.inbox.receive()
+        return self.inbox.receive()
 
     async def app_send(self, message: Any) -> None:
         if not self.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
@@ -70,7 +71,7 @@ class Direct:
     and of uploads, bodies of unknown length, and paths and methods that the table does not have, are Quart's.
     """
 
-    def __init__(self, quart: Quart, services: Services, below: Any) -> None:
+    def __init__(self, quart: Quart, services: Services, below: Callable[..., Awaitable[None]]) -> None:
         """Made when everything of ours is on ``quart``: what is there now is what makes no difference."""
         self._quart = quart
         self._services = services
@@ -82,13 +83,22 @@ class Direct:
         self._views = dict(quart.view_functions)
         self._ours = _hooks(quart)
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
         request: ServerRequest | None = scope.get(DIRECT)
         found = None if request is None else self._find(scope)
         if request is None or found is None:
-            await self._below(scope, receive, send)
-            return
-        route, ids, path = found
+            return self._below(scope, receive, send)
+        return self._serve(request, scope, receive, *found)
+
+    async def _serve(
+        self,
+        request: ServerRequest,
+        scope: dict[str, Any],
+        receive: Receive,
+        route: Route,
+        ids: dict[str, str],
+        path: str,
+    ) -> None:
         scope[ROUTE] = route.path
         call = Call(self._services, scope, ids, _Body(receive))
         if not route.runs:

@@ -20,7 +20,7 @@ from hector_trio.transports.a2a_routes import is_public as is_card
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.rest_keys import KEYS_PATH
-from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
+from hector_trio.transports.routes import ANSWER, DIRECT, DIRECT_STREAM, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
 Message = dict[str, Any]
@@ -241,8 +241,10 @@ class Headers:
 
 
 def seen_through_proxies(scope: Message, trusted: list[str]) -> Message:
-    """A copy of ``scope``, with scheme, host and client as ``X-Forwarded-*`` of a trusted peer has them."""
-    scope = dict(scope)
+    """``scope`` with scheme, host and client as ``X-Forwarded-*`` of a trusted peer has them: a copy, if others may
+    look at it."""
+    if DIRECT not in scope and DIRECT_STREAM not in scope:
+        scope = dict(scope)
     client = scope.get("client")
     peer = client[0] if client else None
     if not trusted_peer(peer, trusted):

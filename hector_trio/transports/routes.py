@@ -31,6 +31,9 @@ ANSWER: Final = "hector.answer"
 DIRECT: Final = "hector.direct_request"
 """Key of the scope under which the server's request stands when nothing lies between it and our application."""
 
+DIRECT_STREAM: Final = "hector.direct_stream"
+"""Key of the scope under which, on a WebSocket, the server's stream stands when nothing does."""
+
 NOT_FOUND: Final[dict[str, type[NotFound]]] = {
     "agentId": AgentNotFound,
     "sessionId": SessionNotFound,

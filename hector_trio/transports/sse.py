@@ -39,6 +39,8 @@ log = structlog.stdlib.get_logger("hector_trio.sse")
 class Lag:
     """Tells when a viewer is so slow that it is given joined text until it has caught up."""
 
+    __slots__ = ("_since",)
+
     def __init__(self) -> None:
         self._since = math.inf
 

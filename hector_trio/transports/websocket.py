@@ -23,17 +23,17 @@ from hector_trio.errors import (
     RateLimited,
     TaskNotFound,
 )
-from hector_trio.log import Follower, Wakeup
+from hector_trio.log import Follower
 from hector_trio.models import Content, Status, TaskRequest, encode
 from hector_trio.task import TaskRow, decode_chunk
 from hector_trio.transports import Services
-from hector_trio.transports.guard import SUBPROTOCOL
 from hector_trio.transports.problems import refused
 from hector_trio.transports.quart_app import LEFT_AT, HectorQuart
 from hector_trio.transports.requests import MAX_NUMBER, check_content, check_task_request, decode_json, invalid
 from hector_trio.transports.routes import PRINCIPAL
 from hector_trio.transports.sse import BEHIND_CHUNKS, Lag, starting_point
 from hector_trio.transports.wires import VIEW, QuartWire, Shortcut, Wire
+from hector_trio.wakeup import Wakeup
 
 BATCH: Final = 64
 """Chunks that one task may put into a round before the next task's turn comes."""
@@ -140,8 +140,6 @@ def add_websocket(app: HectorQuart, services: Services) -> Shortcut:
             raise RateLimited(
                 f"{services.settings.limits.sockets} WebSockets are open; no more are taken", retry_after=5
             )
-        scope: Any = websocket.scope
-        await websocket.accept(subprotocol=scope.get(SUBPROTOCOL))
         wire = QuartWire(websocket._get_current_object())  # type: ignore[attr-defined]
         await Socket(services, agent_id, wire).serve()
 
@@ -260,6 +258,7 @@ class Socket:
         "_replies",
         "_room",
         "_scope",
+        "_sending",
         "_started",
         "_until",
         "_views",
@@ -279,10 +278,13 @@ class Socket:
         """When the token expires, and the socket with it."""
         self._wire = wire
         self._wakeup = Wakeup()
-        self._alarm = self._wakeup.wake if wire.now is None else self._committed
+        self._alarm = self._wake if wire.now is None else self._committed
         """What the tasks' logs call."""
-        self._idle = False
-        """Whether the sender waits, having sent all it could."""
+        self._sending = False
+        """Whether there is a sender: it ends where others can send, and starts it again, as long as it has no deadline
+        to look after."""
+        self._idle = True
+        """Whether it has sent all it could."""
         self._owed = False
         """Whether the socket did not take all that was sent in the sender's place."""
         self._views: dict[str, View] = {}
@@ -307,32 +309,41 @@ class Socket:
         self._nursery: trio.Nursery
 
     async def serve(self) -> None:
-        """Returns when both sides have nothing more to say; cancelled when the client has left."""
+        """Accepts, and returns when both sides have nothing more to say; cancelled when the client has left."""
+        await self._wire.accept()
         try:
             async with trio.open_nursery() as self._nursery:
                 self._wire.tie(self._nursery.cancel_scope)
-                self._nursery.start_soon(self._send, name="sender")
+                self._wake()
                 await self._read()
         finally:
             left_at = self._scope.get(LEFT_AT)
             if left_at is not None and any(row.policy == "cancel" for row in self._started.values()):
                 self._metrics.cancelled(trio.current_time() - left_at)  # their runs have ended: so has the nursery
 
+    def _wake(self) -> None:
+        """Something may be there to be sent, or the time to close is another."""
+        if self._sending:
+            self._wakeup.wake()
+        elif not self._nursery.cancel_scope.cancel_called:
+            self._sending = True
+            self._nursery.start_soon(self._send, name="sender")
+
     async def _read(self) -> None:
         with self._metrics.stream("websocket"):
-            self._engine.drain_wakeups.add(self._wakeup)
+            self._engine.drain_wakeups.add(self._wake)
             try:
                 while True:
                     message = await self._wire.receive()
                     self._busy = self._heard = True
                     await self._receive(message)
                     self._busy = False
-                    self._wakeup.wake()
+                    self._wake()
                     while len(self._replies) + len(self._ends) > MAX_REPLIES:
                         self._room = self._room or trio.lowlevel.ParkingLot()
                         await self._room.park()
             finally:
-                self._engine.drain_wakeups.discard(self._wakeup)
+                self._engine.drain_wakeups.discard(self._wake)
                 self._leave()
 
     def _leave(self) -> None:
@@ -494,7 +505,7 @@ class Socket:
                 self._ends.append(encode(Ok("cancel", row.task_id, status=row.status, last_seq=row.last_seq)))
         finally:
             self._answering -= 1
-            self._wakeup.wake()
+            self._wake()
 
     async def _find(self, task_id: str) -> TaskRow:
         row = await self._engine.find(self._principal.owner, self._agent_id, task_id)
@@ -518,7 +529,7 @@ class Socket:
 
     def _reply(self, frame: bytes) -> None:
         self._replies.append(frame)
-        self._wakeup.wake()
+        self._wake()
 
     # --- frames to the client
 
@@ -526,7 +537,7 @@ class Socket:
         """More of some task's log is there to be read. What can be sent without waiting is sent here and now, on the
         way of the commit; the sender, which would be one more turn of the loop, is woken for the rest only."""
         if not (self._idle and self._send_now()):
-            self._wakeup.wake()
+            self._wake()
 
     def _send_now(self) -> bool:
         """Sends what is ready; whether the sender has nothing to do with it any more."""
@@ -556,6 +567,7 @@ class Socket:
 
     async def _send(self) -> None:
         """Sends what is ready, task by task in turn, everything of a round in one write."""
+        self._idle = False
         while True:
             if self._owed:
                 await self._wire.send_many([])
@@ -586,14 +598,12 @@ class Socket:
                 self._nursery.cancel_scope.cancel()
                 return
             self._idle = True
-            try:
-                if deadline == math.inf:
-                    await self._wakeup.wait()
-                else:
-                    with trio.move_on_at(deadline):
-                        await self._wakeup.wait()
-            finally:
-                self._idle = False
+            if deadline == math.inf and self._wire.now is not None and not self._wakeup.is_set:
+                self._sending = False
+                return
+            with trio.move_on_at(deadline):
+                await self._wakeup.wait()
+            self._idle = False
 
     async def _next(self, task_id: str, view: View) -> list[bytes]:
         """The next frames of one task; after its last one it is no longer followed. None of one that was given up or

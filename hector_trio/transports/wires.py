@@ -24,17 +24,18 @@ from hector_trio.observability import ROUTE
 from hector_trio.transports import Services
 from hector_trio.transports.guard import SUBPROTOCOL, local_path
 from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, Receive, Send
+from hector_trio.transports.routes import DIRECT_STREAM
 
 SEND_MANY: Final = "hector.send_many"
 """The ASGI scope extension of our connection class: the stream itself, see ``ServerStream``."""
-
-DIRECT: Final = "hector.direct"
-"""Key of the scope under which the server's stream stands when nothing lies between it and our application."""
 
 STREAM: Final = "/agents/{agentId}/stream"
 VIEW: Final = "stream"
 """The name of its route on Quart."""
 _PATH: Final = re.compile(r"/agents/([^/]+)/stream\Z")
+
+_OF_THE_HANDSHAKE: Final = ("asgi", "extensions", "headers", "query_string", "raw_path", "state", "subprotocols")
+"""Of the scope."""
 
 _SIGNALS: Final = (
     appcontext_popped,
@@ -66,11 +67,13 @@ class ServerStream(Protocol):
 
 
 class Wire(Protocol):
-    """An accepted WebSocket."""
+    """A WebSocket."""
 
     scope: dict[str, Any]
     now: ServerStream | None
     """Where frames can be sent without waiting, if they can."""
+
+    async def accept(self) -> None: ...
 
     def tie(self, scope: trio.CancelScope) -> None:
         """Has *scope* cancelled when the client has left, if whoever called has not been given one for that."""
@@ -91,6 +94,9 @@ class QuartWire:
         self.receive = websocket.receive
         self._websocket = websocket
         self._stream: ServerStream | None = (self.scope.get("extensions") or {}).get(SEND_MANY)
+
+    async def accept(self) -> None:
+        await self._websocket.accept(subprotocol=self.scope.get(SUBPROTOCOL))
 
     def tie(self, scope: trio.CancelScope) -> None:
         """Quart's nursery around everything is cancelled."""
@@ -122,6 +128,12 @@ class DirectWire:
         self._gone = False
         self._present: trio.CancelScope | None = None
         stream.when_gone(self._left)
+
+    async def accept(self) -> None:
+        await self._receive()  # websocket.connect
+        await self._send({"type": "websocket.accept", "subprotocol": self.scope.get(SUBPROTOCOL), "headers": []})
+        for name in _OF_THE_HANDSHAKE:  # nobody asks any more, and an idle stream would hold it all
+            self.scope.pop(name, None)
 
     def tie(self, scope: trio.CancelScope) -> None:
         self._present = scope
@@ -163,17 +175,13 @@ class Shortcut:
         self._serve = serve
         self._ours = _hooks(quart)
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        stream: ServerStream | None = scope.get(DIRECT)
+    def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
+        stream: ServerStream | None = scope.get(DIRECT_STREAM)
         agent_id = None if stream is None else self._agent_of(scope)
         if stream is None or agent_id is None:
-            await self._quart(scope, receive, send)  # type: ignore[arg-type]
-            return
+            return self._quart(scope, receive, send)  # type: ignore[arg-type]
         scope[ROUTE] = STREAM
-        await receive()  # websocket.connect
-        wire = DirectWire(scope, stream, receive, send)
-        await send({"type": "websocket.accept", "subprotocol": scope.get(SUBPROTOCOL), "headers": []})
-        await self._serve(wire, agent_id)
+        return self._serve(DirectWire(scope, stream, receive, send), agent_id)
 
     def _agent_of(self, scope: dict[str, Any]) -> str | None:
         if not scope["path"].startswith(scope.get("root_path", "").rstrip("/") + "/"):
@@ -191,7 +199,7 @@ def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Notes in the scope of a WebSocket whether it comes from our connection class with nothing in between."""
     stream: ServerStream | None = (scope.get("extensions") or {}).get(SEND_MANY)
     if stream is not None and stream.is_own(receive, send):
-        scope[DIRECT] = stream
+        scope[DIRECT_STREAM] = stream
 
 
 def _hooks(quart: Quart) -> tuple[object, ...]:
