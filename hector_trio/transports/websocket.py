@@ -598,11 +598,14 @@ class Socket:
                 self._nursery.cancel_scope.cancel()
                 return
             self._idle = True
-            if deadline == math.inf and self._wire.now is not None and not self._wakeup.is_set:
+            if deadline < math.inf:
+                with trio.move_on_at(deadline):
+                    await self._wakeup.wait()
+            elif self._wire.now is None or self._wakeup.is_set:
+                await self._wakeup.wait()
+            else:
                 self._sending = False
                 return
-            with trio.move_on_at(deadline):
-                await self._wakeup.wait()
             self._idle = False
 
     async def _next(self, task_id: str, view: View) -> list[bytes]:
