@@ -192,17 +192,9 @@ def add_routes(app: Quart, services: Services) -> None:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = services.settings.limits.body_bytes
-    methods: dict[str, set[str]] = {}
     for route in routes_of(services):
         path = route.path.replace("{", "<").replace("}", ">")
-        app.add_url_rule(
-            path, route.name, _view(route, services), methods=[route.method], provide_automatic_options=False
-        )
-        methods.setdefault(path, set()).update(
-            {route.method, "OPTIONS"} | ({"HEAD"} if route.method == "GET" else set())
-        )
-    for path, names in methods.items():
-        app.add_url_rule(path, f"OPTIONS {path}", _options(names), methods=["OPTIONS"])
+        app.add_url_rule(path, route.name, _view(route, services), methods=[route.method])
     app.before_websocket(_name_route)
     app.register_error_handler(HectorError, refuse)
     app.register_error_handler(HTTPException, _refuse_http)
@@ -227,15 +219,6 @@ class QuartBody:
     @property
     def pieces(self) -> HectorRequestBody:
         return cast(HectorRequestBody, request.body)
-
-
-def _options(methods: set[str]) -> Callable[..., Awaitable[Response]]:
-    """RFC 9110, 9.3.7. A browser's preflight never comes this far."""
-
-    async def options(**_: str) -> Response:
-        return respond(Reply(204, headers={"Allow": ", ".join(sorted(methods))}))
-
-    return options
 
 
 async def _name_route() -> None:
