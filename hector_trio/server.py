@@ -645,22 +645,48 @@ def run(
     prepare: Iterable[Prepare] = (),
     started: Callable[[Serving], None] = lambda serving: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then)."""
+    """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then).
 
-    def ready(serving: Serving) -> None:
-        # Modules and tables stay: no collection, which stops everything, has to look through them again.
-        gc.freeze()
-        gc.enable()
-        started(serving)
+    Meanwhile the interpreter changes threads more often, and the garbage collector, unless it is switched off, no more
+    looks through what was there when the server began to serve; afterwards both are as they were.
+    """
 
     async def main() -> None:
         stop = trio.Event()
-        with _signals(stop):
+        with _interpreter_of_a_server() as loaded, _signals(stop):
+
+            def ready(serving: Serving) -> None:
+                loaded()
+                started(serving)
+
             await serve(settings, agents, prepare=prepare, stop=stop, task_status=Tell(ready))
+
+    trio.run(main)
+
+
+@contextmanager
+def _interpreter_of_a_server() -> Iterator[Callable[[], None]]:
+    """Gives what to call when all that stays has been loaded."""
+    interval, collects, frozen = sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count()
+
+    def loaded() -> None:
+        if collects:
+            gc.freeze()  # a collection stops everything: none has to look through modules and tables again
+            gc.enable()
 
     # The store's thread and the loop share one interpreter lock: at Python's 5 ms a cancel waits for commits.
     sys.setswitchinterval(0.0005)
-    trio.run(main)
+    if collects:
+        gc.collect()  # what is frozen stays; a start itself makes next to nothing that could be collected
+        gc.disable()
+    try:
+        yield loaded
+    finally:
+        sys.setswitchinterval(interval)
+        if collects:
+            gc.enable()
+            if not frozen:
+                gc.unfreeze()
 
 
 def announcement(settings: Settings, serving: Serving) -> str:

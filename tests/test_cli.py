@@ -24,7 +24,7 @@ import trustme
 
 from hector_trio.agents import Context
 from hector_trio.client import Client
-from hector_trio.models import LiveTree, Session, Task
+from hector_trio.models import Content, LiveTree, Session, Task
 from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
 from tests.serving import serving, settings_of
@@ -316,6 +316,20 @@ async def test_a_key_in_the_environment_is_not_used_unasked_but_the_flag_is_told
         await process.wait_said("hector serve --provider openai --model")
         done = await hector("call", f"{url}/agents/assistant", "count to 2")
         assert done.out == "1 2\n"
+
+
+# --- what a start loads -----------------------------------------------------------------------------------------------
+
+async def test_what_a_start_has_loaded_is_not_collected_again_and_agents_find_what_it_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import gc\n"
+        "async def x(ctx):\n"
+        "    import rich.traceback\n"
+        "    await ctx.emit_text(f'{gc.isenabled()} {gc.get_freeze_count() > 10_000} {rich.traceback.__name__}')\n"
+    )
+    (tmp_path / "c.yaml").write_text("agents: {a: {type: python, function: mine.py:x}}\nstore: {url: memory}\n")
+    async with served(tmp_path, "--config", "c.yaml") as (_, url), Client(url) as client:
+        assert (await client.run("a", "x")).output == Content("text/plain", "True True rich.traceback")
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
