@@ -47,7 +47,6 @@ from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
-from hector_trio.transports.a2a_grpc import Grpc
 from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
@@ -55,7 +54,6 @@ from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
 from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.websocket import add_websocket
-from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
 if TYPE_CHECKING:
@@ -91,7 +89,11 @@ async def open_app(
     instance = str(uuid.uuid4())
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        watch = await stack.enter_async_context(watch_tasks()) if settings.server.debug_tree else None
+        watch = None
+        if settings.server.debug_tree:
+            from hector_trio.tree import watch_tasks
+
+            watch = await stack.enter_async_context(watch_tasks())
         store = await stack.enter_async_context(_open_store(settings, instance, metrics))
         uploads = await stack.enter_async_context(open_uploads(settings))
         models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
@@ -148,6 +150,8 @@ class App:
         add_a2a(self.quart, services)
         below: Any = Direct(self.quart, services, streams)
         if services.settings.server.http2:
+            from hector_trio.transports.a2a_grpc import Grpc
+
             below = Grpc(services, below)
         self._asgi = Guard(below, services)
 
