@@ -47,7 +47,6 @@ from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
 from hector_trio.transports import Services, direct, wires
-from hector_trio.transports.a2a_grpc import Grpc
 from hector_trio.transports.a2a_routes import add_a2a
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
@@ -55,7 +54,6 @@ from hector_trio.transports.quart_app import HectorQuart
 from hector_trio.transports.rest import add_routes
 from hector_trio.transports.rest_keys import KEYS_PATH
 from hector_trio.transports.websocket import add_websocket
-from hector_trio.tree import watch_tasks
 from hector_trio.uploads import open_uploads
 
 if TYPE_CHECKING:
@@ -91,7 +89,11 @@ async def open_app(
     instance = str(uuid.uuid4())
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        watch = await stack.enter_async_context(watch_tasks()) if settings.server.debug_tree else None
+        watch = None
+        if settings.server.debug_tree:
+            from hector_trio.tree import watch_tasks
+
+            watch = await stack.enter_async_context(watch_tasks())
         store = await stack.enter_async_context(_open_store(settings, instance, metrics))
         uploads = await stack.enter_async_context(open_uploads(settings))
         models = {name: await stack.enter_async_context(_open_llm(llm)) for name, llm in _used_llms(settings).items()}
@@ -148,6 +150,8 @@ class App:
         add_a2a(self.quart, services)
         below: Any = Direct(self.quart, services, streams)
         if services.settings.server.http2:
+            from hector_trio.transports.a2a_grpc import Grpc
+
             below = Grpc(services, below)
         self._asgi = Guard(below, services)
 
@@ -644,22 +648,48 @@ def run(
     prepare: Iterable[Prepare] = (),
     started: Callable[[Serving], None] = lambda serving: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then)."""
+    """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then).
 
-    def ready(serving: Serving) -> None:
-        # Modules and tables stay: no collection, which stops everything, has to look through them again.
-        gc.freeze()
-        gc.enable()
-        started(serving)
+    Meanwhile the interpreter changes threads more often, and the garbage collector, unless it is switched off, no more
+    looks through what was there when the server began to serve; afterwards both are as they were.
+    """
 
     async def main() -> None:
         stop = trio.Event()
-        with _signals(stop):
+        with _interpreter_of_a_server() as loaded, _signals(stop):
+
+            def ready(serving: Serving) -> None:
+                loaded()
+                started(serving)
+
             await serve(settings, agents, prepare=prepare, stop=stop, task_status=Tell(ready))
+
+    trio.run(main)
+
+
+@contextmanager
+def _interpreter_of_a_server() -> Iterator[Callable[[], None]]:
+    """Gives what to call when all that stays has been loaded."""
+    interval, collects, frozen = sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count()
+
+    def loaded() -> None:
+        if collects:
+            gc.freeze()  # a collection stops everything: none has to look through modules and tables again
+            gc.enable()
 
     # The store's thread and the loop share one interpreter lock: at Python's 5 ms a cancel waits for commits.
     sys.setswitchinterval(0.0005)
-    trio.run(main)
+    if collects:
+        gc.collect()  # what is frozen stays; a start itself makes next to nothing that could be collected
+        gc.disable()
+    try:
+        yield loaded
+    finally:
+        sys.setswitchinterval(interval)
+        if collects:
+            gc.enable()
+            if not frozen:
+                gc.unfreeze()
 
 
 def announcement(settings: Settings, serving: Serving) -> str:

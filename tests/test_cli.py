@@ -24,7 +24,7 @@ import trustme
 
 from hector_trio.agents import Context
 from hector_trio.client import Client
-from hector_trio.models import LiveTree, Session, Task
+from hector_trio.models import Content, LiveTree, Session, Task
 from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
 from tests.serving import serving, settings_of
@@ -316,6 +316,88 @@ async def test_a_key_in_the_environment_is_not_used_unasked_but_the_flag_is_told
         await process.wait_said("hector serve --provider openai --model")
         done = await hector("call", f"{url}/agents/assistant", "count to 2")
         assert done.out == "1 2\n"
+
+
+# --- what a start loads -----------------------------------------------------------------------------------------------
+
+NOT_ASKED_FOR = (
+    *(
+        "rich.console",
+        "rich.pretty",
+        "pygments",
+        "prompt_toolkit",
+        "alembic",
+        "mako",
+        "httpx2",
+        "httpcore2",
+        "trio_websocket",
+    ),
+    *("jwt", "cryptography", "grpc", "google", "pydantic", "sqlalchemy.orm", "sqlalchemy.dialects.postgresql"),
+    *("hector_trio.client", "hector_trio.tree", "hector_trio.webhook", "hector_trio.jwks", "hector_trio.http2"),
+    *("hector_trio.providers.openai", "hector_trio.agents.remote", "hector_trio.a2a.signing"),
+    *("hector_trio.a2a.protobuf", "hector_trio.transports.a2a_grpc", "hector_trio.transports.rest_debug"),
+    "hector_trio.transports.openapi",
+)
+"""What `hector serve` does without until something configured or asked for needs it. That `rich` is looked for, and not
+found, is listed too."""
+
+
+@pytest.mark.parametrize(
+    ("store", "loaded", "not_loaded"),
+    [
+        ("memory", ["hector_trio.stores.memory"], ["sqlalchemy", "sqlite3", "hector_trio.stores.sql"]),
+        ("new.db", ["sqlalchemy", "hector_trio.stores.sql"], ["hector_trio.stores.memory"]),
+        ("old.db", ["sqlalchemy", "hector_trio.stores.sql"], ["hector_trio.stores.memory"]),
+    ],
+)
+async def test_a_start_loads_nothing_that_is_not_asked_for(
+    tmp_path: Path, store: str, loaded: list[str], not_loaded: list[str]
+) -> None:
+    if store == "old.db":
+        async with served(tmp_path, "--store", store):
+            pass
+    found = await loaded_by(tmp_path, f"store: {{url: {store}}}\n")
+    assert {"quart_trio", "structlog", *loaded} <= found
+    assert not {
+        name for name in found for each in (*NOT_ASKED_FOR, *not_loaded) if name == each or name.startswith(f"{each}.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "needs"),
+    [
+        ("server: {http2: true}\n", {"hector_trio.transports.a2a_grpc", "hector_trio.a2a.protobuf"}),
+        ("server: {debug_tree: true}\n", {"hector_trio.transports.rest_debug", "hector_trio.tree"}),
+        ("llms: {m: {type: openai, model: x, base_url: 'http://127.0.0.1:1'}}\n", {"hector_trio.providers.openai"}),
+    ],
+)
+async def test_a_start_loads_all_that_is_asked_for(tmp_path: Path, asked: str, needs: set[str]) -> None:
+    assert needs <= await loaded_by(tmp_path, f"store: {{url: memory}}\n{asked}")
+
+
+async def loaded_by(folder: Path, config: str) -> set[str]:
+    """The modules that `hector serve` has loaded when it has answered its first request."""
+    (folder / "c.yaml").write_text(f"agents: {{a: {{}}}}\n{config}")
+    command = [*HECTOR, "serve", "--port", "0", "--config", "c.yaml"]
+    with (folder / "imports").open("w") as imports:
+        environ = {**CLEAN, "PYTHONPROFILEIMPORTTIME": "1"}
+        async with running(command, cwd=folder, stderr=imports, env=environ) as process:
+            url = (await process.wait_said(r"listening  (\S+)"))[1]
+            async with httpx2.AsyncClient() as client:
+                assert (await client.get(f"{url}/agents")).json()["total"] == 1
+    return set(re.findall(r"^import time: .*\| +(\S+)$", (folder / "imports").read_text(), re.MULTILINE))
+
+
+async def test_what_a_start_has_loaded_is_not_collected_again_and_agents_find_what_it_left_out(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import gc\n"
+        "async def x(ctx):\n"
+        "    import rich.traceback\n"
+        "    await ctx.emit_text(f'{gc.isenabled()} {gc.get_freeze_count() > 10_000} {rich.traceback.__name__}')\n"
+    )
+    (tmp_path / "c.yaml").write_text("agents: {a: {type: python, function: mine.py:x}}\nstore: {url: memory}\n")
+    async with served(tmp_path, "--config", "c.yaml") as (_, url), Client(url) as client:
+        assert (await client.run("a", "x")).output == Content("text/plain", "True True rich.traceback")
 
 
 # --- check ------------------------------------------------------------------------------------------------------------

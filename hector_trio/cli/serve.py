@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,13 +49,30 @@ def command(config: str | None, **given: Any) -> None:
     network. `--provider openai` lets it answer with a real model instead; the key is taken from OPENAI_API_KEY.
     HECTOR_* variables override defaults, the configuration overrides them, flags override all.
     """
-    # A start makes next to nothing that could be collected; looking for it takes a tenth of the time.
+    # A start makes next to nothing that could be collected (half a megabyte); looking for it takes a tenth of the time.
     gc.disable()
     settings = _load_for(given, config)
+    _import_structlog()
     from hector_trio.server import configure_logs, run
 
+    def started(serving: Serving) -> None:
+        gc.freeze()  # a collection stops everything: none has to look through modules and tables again
+        gc.enable()
+        _announce(settings, serving, asked=given["provider"] is not None)
+
     configure_logs(settings)
-    run(settings, started=lambda serving: _announce(settings, serving, asked=given["provider"] is not None))
+    run(settings, started=started)
+
+
+def _import_structlog() -> None:
+    """Without rich, which structlog imports where it can, for a tenth of the start: for tracebacks that show the values
+    of variables, which no server may print."""
+    if "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]  # as if it were not installed
+        try:
+            import structlog  # noqa: F401
+        finally:
+            del sys.modules["rich"]
 
 
 @hector.command(name="check")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin
 
 from msgspec.structs import FieldInfo, fields
@@ -37,7 +38,7 @@ def from_environment(environ: Mapping[str, str], used: Collection[str] = ()) -> 
 
     Raises ConfigError naming the variable whose value is wrong.
     """
-    known = {"HECTOR_" + "_".join(path).upper(): (path, owner, info) for path, owner, info in _plain_fields()}
+    known = _known()
     issues = Issues("environment")
     builder = Builder(issues, base=None)
     values: dict[str, Any] = {}
@@ -58,6 +59,12 @@ def from_environment(environ: Mapping[str, str], used: Collection[str] = ()) -> 
         node[path[-1]] = builder.field(owner, info, Expanded(environ[name]), path)
     issues.raise_any()
     return Overrides(values, names, warnings)
+
+
+@cache
+def _known() -> dict[str, tuple[Path, Any, FieldInfo]]:
+    """Every variable that is a setting, with its key and the struct that has it."""
+    return {"HECTOR_" + "_".join(path).upper(): (path, owner, info) for path, owner, info in _plain_fields()}
 
 
 def _plain_fields(cls: Any = Settings, path: Path = ()) -> Iterator[tuple[Path, Any, FieldInfo]]:

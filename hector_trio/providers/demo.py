@@ -63,7 +63,7 @@ def answer(turns: list[Turn]) -> Iterator[Step]:
     prompt = "" if last is None else turns[last].content
     conversation = Conversation(prompt, [] if last is None else turns[:last])
     for pattern, rule in RULES:
-        match = pattern.search(prompt[:_SEEN])
+        match = re.search(pattern, prompt[:_SEEN])
         if match is not None:
             yield from rule(match, conversation)
             return
@@ -174,7 +174,7 @@ def _count(match: re.Match[str], _talk: Conversation) -> Iterator[Step]:
 # --- what the demo reads in the conversation --------------------------------------------------------------------------
 
 _NAME = r"[^\W\d_][\w'’-]*(?:[ \t]+[A-Z][\w'’-]*){0,2}"
-_MY_NAME = re.compile(
+_MY_NAME = (
     rf"\b(?:(?i:my name is|my name's|my name’s|please call me|call me|i am called|i'm called)\s+"
     rf"|(?i:hello|hi|hey)\W{{1,3}}(?i:i am|i'm|i’m|this is)\s+(?=[A-Z]))(?P<name>{_NAME})"
 )
@@ -183,7 +183,7 @@ _NOT_NAMES = frozenset({"a", "an", "and", "important", "it", "no", "not", "the",
 
 def name_in(text: str) -> str | None:
     """The name that ``text`` gives its writer, the last one if there are several."""
-    found = [match["name"] for match in _MY_NAME.finditer(text[:_SEEN]) if match["name"].lower() not in _NOT_NAMES]
+    found = [match["name"] for match in re.finditer(_MY_NAME, text[:_SEEN]) if match["name"].lower() not in _NOT_NAMES]
     return found[-1] if found else None
 
 
@@ -294,28 +294,27 @@ class Topic(Struct, frozen=True):
 
 
 KNOWN = (
-    (re.compile(r"\bagents?\b", re.I), Topic("AI agents", _AGENTS, _AGENT_EXAMPLES)),
-    (re.compile(r"\bquantum\b", re.I), Topic("quantum computing", _QUANTUM, _QUANTUM_EXAMPLES)),
+    (r"(?i)\bagents?\b", Topic("AI agents", _AGENTS, _AGENT_EXAMPLES)),
+    (r"(?i)\bquantum\b", Topic("quantum computing", _QUANTUM, _QUANTUM_EXAMPLES)),
 )
 
 
 def look_up(name: str) -> Topic:
     """What the demo has to say about ``name``: for all but a few, that it knows nothing."""
     for pattern, topic in KNOWN:
-        if pattern.search(name):
+        if re.search(pattern, name):
             return topic
     nothing = f"You asked about “{name}”. {_NO_MODEL}, so I know nothing about it; a real model would explain it here."
     return Topic(name, nothing, tuple(example.format(topic=name) for example in _OTHER_EXAMPLES))
 
 
-_ASKED = re.compile(
-    r"(?:^|[.!?,;:]\s*|\b(?:please|you|me|and)\s+)(?:explain|describe|define|discuss|tell me (?:more )?about|"
+_ASKED = (
+    r"(?i)(?:^|[.!?,;:]\s*|\b(?:please|you|me|and)\s+)(?:explain|describe|define|discuss|tell me (?:more )?about|"
     r"what (?:is|are|was|were)|what['’]s|who (?:is|are|was|were)|how (?:do|does|is|are))\s+(?:to me\s+)?"
-    r"(?P<topic>[^\n.!?;]{1,80})",
-    re.I,
+    r"(?P<topic>[^\n.!?;]{1,80})"
 )
-_ABOUT = re.compile(r"\b(?:about|regarding|concerning)\s+(?P<topic>[^\n.!?;]{1,80})", re.I)
-_OUR_TALK = re.compile(r"\b(?:examples?|my name|you|your|our (?:conversation|chat)|messages?)\b", re.I)
+_ABOUT = r"(?i)\b(?:about|regarding|concerning)\s+(?P<topic>[^\n.!?;]{1,80})"
+_OUR_TALK = r"(?i)\b(?:examples?|my name|you|your|our (?:conversation|chat)|messages?)\b"
 
 
 def _clean(topic: str | None) -> str:
@@ -326,10 +325,10 @@ def _clean(topic: str | None) -> str:
 def topic_of(text: str) -> str | None:
     """The topic that a turn asks about, if it asks about one outside the conversation itself."""
     for pattern in (_ASKED, _ABOUT):
-        match = pattern.search(text[:_SEEN])
-        if match is not None and not _OUR_TALK.search(match["topic"]):
+        match = re.search(pattern, text[:_SEEN])
+        if match is not None and not re.search(_OUR_TALK, match["topic"]):
             return _clean(match["topic"])
-    return next((topic.name for pattern, topic in KNOWN if pattern.search(text[:_SEEN])), None)
+    return next((topic.name for pattern, topic in KNOWN if re.search(pattern, text[:_SEEN])), None)
 
 
 def _earlier_topic(talk: Conversation) -> str | None:
@@ -396,36 +395,33 @@ def _echo(_match: re.Match[str], talk: Conversation) -> Iterator[Step]:
         yield f"Your message was empty. {GREETING}"
 
 
-_PLEASE = r"^\W*(?:(?:please|now|and|then|can you|could you|will you|would you)\s+){0,3}"
+_PLEASE = r"(?i)^\W*(?:(?:please|now|and|then|can you|could you|will you|would you)\s+){0,3}"
 
-RULES: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE) if isinstance(pattern, str) else pattern, rule)
-    for pattern, rule in (
-        (_PLEASE + r"(?:repeat(?: after me)?|echo)(?:\s*:\s*|\s+)(?=\S)", _repeat),
-        (r"\bfail,? please\b|\bplease,? fail\b", _fail),
-        (r"\b(?:emit|send)\b(?P<what>[^.?!]{0,80}\b(?:data|metadata|errors?)\b[^.?!]{0,80})", _emit),
-        (
-            r"\b(?:wait|sleep)\s+(?:for\s+)?(?P<n>\d{1,9}(?:\.\d{1,9})?)\s*"
-            r"(?P<unit>ms|milliseconds?|seconds?|secs?|s|minutes?|mins?)?\b",
-            _wait,
-        ),
-        (_PLEASE + r"(?:(?:be|go|answer|speak|stream)\s+)?(?:very\s+)?slow(?:ly)?\b", _slow),
-        (r"\bcount\s+(?:up\s+|from 1\s+)?to\s+(?P<n>\d[\d_, ]{0,20})", _count),
-        (r"\bwhat(?:['’]s| is| was)\s+my\s+name\b|\bwho\s+am\s+I\b|\b(?:know|remember)\s+my\s+name\b", _tell_name),
-        (_MY_NAME, _learn_name),
-        (r"\bhow many (?:messages|turns|questions|things)\b", _how_many),
-        (r"\bsummari[sz]e\b|\bsummary of (?:our|the|this)\b|\brecap\b", _summarise),
-        (
-            r"(?:\b(?:give|show|name|list|tell)\b[^.?!\n]{0,30}?|^\W*(?=\d|(?:any|some|more|another|two|three|five|ten)\b))"
-            r"\b(?:(?P<n>\d{1,9}|one|an|two|three|four|five|six|seven|eight|nine|ten)\s+)?(?:\w{1,20}\s+)?examples?\b"
-            r"(?:\s+(?:of|about|for)\s+(?P<topic>[^\n.!?;]{1,80}))?",
-            _examples,
-        ),
-        (r"\bpoem\b(?:[^.?!\n]{0,30}?\b(?:about|on|of)\s+(?P<topic>[^\n.!?;]{1,80}))?", _poem),
-        (r"\b(?:who|what) are you\b|\bwhat can you do\b|^\W*help\b", _about_me),
-        (_ASKED, _explain),
-        (r"^\W*(?:hello|hi|hey|hallo|greetings|good (?:morning|afternoon|evening|day))\b", _hello),
-        (r"", _echo),
-    )
+RULES: tuple[tuple[str, Rule], ...] = (
+    (_PLEASE + r"(?:repeat(?: after me)?|echo)(?:\s*:\s*|\s+)(?=\S)", _repeat),
+    (r"(?i)\bfail,? please\b|\bplease,? fail\b", _fail),
+    (r"(?i)\b(?:emit|send)\b(?P<what>[^.?!]{0,80}\b(?:data|metadata|errors?)\b[^.?!]{0,80})", _emit),
+    (
+        r"(?i)\b(?:wait|sleep)\s+(?:for\s+)?(?P<n>\d{1,9}(?:\.\d{1,9})?)\s*"
+        r"(?P<unit>ms|milliseconds?|seconds?|secs?|s|minutes?|mins?)?\b",
+        _wait,
+    ),
+    (_PLEASE + r"(?:(?:be|go|answer|speak|stream)\s+)?(?:very\s+)?slow(?:ly)?\b", _slow),
+    (r"(?i)\bcount\s+(?:up\s+|from 1\s+)?to\s+(?P<n>\d[\d_, ]{0,20})", _count),
+    (r"(?i)\bwhat(?:['’]s| is| was)\s+my\s+name\b|\bwho\s+am\s+I\b|\b(?:know|remember)\s+my\s+name\b", _tell_name),
+    (_MY_NAME, _learn_name),
+    (r"(?i)\bhow many (?:messages|turns|questions|things)\b", _how_many),
+    (r"(?i)\bsummari[sz]e\b|\bsummary of (?:our|the|this)\b|\brecap\b", _summarise),
+    (
+        r"(?i)(?:\b(?:give|show|name|list|tell)\b[^.?!\n]{0,30}?|^\W*(?=\d|(?:any|some|more|another|two|three|five|ten)\b))"
+        r"\b(?:(?P<n>\d{1,9}|one|an|two|three|four|five|six|seven|eight|nine|ten)\s+)?(?:\w{1,20}\s+)?examples?\b"
+        r"(?:\s+(?:of|about|for)\s+(?P<topic>[^\n.!?;]{1,80}))?",
+        _examples,
+    ),
+    (r"(?i)\bpoem\b(?:[^.?!\n]{0,30}?\b(?:about|on|of)\s+(?P<topic>[^\n.!?;]{1,80}))?", _poem),
+    (r"(?i)\b(?:who|what) are you\b|\bwhat can you do\b|^\W*help\b", _about_me),
+    (_ASKED, _explain),
+    (r"(?i)^\W*(?:hello|hi|hey|hallo|greetings|good (?:morning|afternoon|evening|day))\b", _hello),
+    (r"", _echo),
 )
-"""What the demo answers to: the first pattern that is found decides."""
+"""What the demo answers to: the first pattern that is found decides. `re` compiles each when it is first looked for."""

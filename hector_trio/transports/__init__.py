@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from hector_trio.engine import Engine
 from hector_trio.push import Pusher
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from hector_trio.tree import TreeWatch
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(Struct, frozen=True):
     engine: Engine
     uploads: Uploads
     settings: Settings

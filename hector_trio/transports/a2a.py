@@ -10,11 +10,11 @@ import hashlib
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 import trio
+from msgspec import Struct
 
 from hector_trio.a2a import cards, errors, requests
 from hector_trio.a2a import types as a2a
@@ -38,8 +38,7 @@ DAY_MS: Final = 24 * 3600 * 1000
 """How long the answer to a question is known by its message's id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """Who asks, and what a binding knows beside the request."""
 
     services: Services
@@ -63,8 +62,7 @@ class Caller:
         return self.agent.info.agent_id
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(Struct, frozen=True):
     """One row of the table."""
 
     name: str

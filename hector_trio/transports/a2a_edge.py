@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
 import trio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from hector_trio.a2a import errors
 from hector_trio.a2a import types as a2a
@@ -143,8 +144,7 @@ async def _close_at_the_end(events: Events, metrics: Metrics) -> None:
             await events.aclose()
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """How a version of the protocol has what operations return."""
 
     result: Callable[[Any], Any]

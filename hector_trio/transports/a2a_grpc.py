@@ -24,6 +24,7 @@ from hector_trio.transports import Services
 from hector_trio.transports.a2a import OPERATIONS, Event, Events, Operation
 from hector_trio.transports.a2a_edge import INTERNAL, caller_of, headers_for, performed
 from hector_trio.transports.a2a_routes import default_agent
+from hector_trio.transports.negotiation import is_grpc
 from hector_trio.transports.quart_app import HectorRequestBody, Receive, Send
 from hector_trio.transports.routes import Call
 
@@ -64,14 +65,6 @@ _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 RawHeaders = list[tuple[bytes, bytes]]
 
 
-def is_call(scope: Mapping[str, Any]) -> bool:
-    """Whether a request is a call of gRPC."""
-    if scope["type"] != "http" or scope["http_version"] != "2" or scope["method"] != "POST":
-        return False
-    kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-    return kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;"))
-
-
 class Grpc:
     """An ASGI application before another: answers every call of gRPC; what is none is left to that."""
 
@@ -80,7 +73,7 @@ class Grpc:
         self._below = below
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if not is_call(scope):
+        if not is_grpc(scope):
             await self._below(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))

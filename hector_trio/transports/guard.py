@@ -15,8 +15,9 @@ from hector_trio.auth import Principal, cors_origin, forwarded, host_allowed, or
 from hector_trio.errors import Forbidden, HectorError, InvalidRequest, KeysUnavailable, PayloadTooLarge, Unauthorized
 from hector_trio.models import is_id
 from hector_trio.observability import access_log
-from hector_trio.transports import Services, a2a_grpc
+from hector_trio.transports import Services
 from hector_trio.transports.a2a_routes import is_public as is_card
+from hector_trio.transports.negotiation import is_grpc
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.rest_keys import KEYS_PATH
@@ -205,7 +206,9 @@ class Exchange:
 
     async def refuse(self, scope: Message, error: HectorError) -> None:
         """RFC 9457 on HTTP, and on a WebSocket instead of the upgrade; a call of gRPC in its own way."""
-        if a2a_grpc.is_call(scope):
+        if is_grpc(scope):
+            from hector_trio.transports import a2a_grpc
+
             await self.send_whole(200, a2a_grpc.refusal(errors.of(error)))
             return
         body = body_of(error, instance=scope["path"], request_id=scope[REQUEST_ID])

@@ -1,9 +1,10 @@
-"""What a request's headers ask for: Accept, Prefer, entity tags, Idempotency-Key. Pure; no I/O."""
+"""What a request's headers ask for: gRPC, Accept, Prefer, entity tags, Idempotency-Key. Pure; no I/O."""
 
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
@@ -11,6 +12,14 @@ from hector_trio.transports.requests import invalid
 
 MAX_KEY: Final = 255
 """Characters of an ``Idempotency-Key``."""
+
+
+def is_grpc(scope: Mapping[str, Any]) -> bool:
+    """Whether a request is a call of gRPC."""
+    if scope["type"] != "http" or scope["http_version"] != "2" or scope["method"] != "POST":
+        return False
+    kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    return kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;"))
 
 
 def wants_events(accept: str) -> bool:

@@ -266,6 +266,14 @@ class HectorQuart(QuartTrio):
             await websocket.close(1011 if response.status_code >= 500 else 1008)
         return response
 
+    async def make_default_options_response(self) -> Response:
+        """RFC 9110, 9.3.7. A browser's preflight never comes this far."""
+        response = await super().make_default_options_response()
+        response.status_code = 204
+        response.headers["Allow"] = ", ".join(sorted(response.allow))
+        del response.headers["Content-Type"], response.headers["Content-Length"]
+        return response
+
     def add_background_task(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run *func* until the application stops. An error is logged; it ends neither this nor other tasks to come."""
 

@@ -26,11 +26,9 @@ from hector_trio.errors import (
 from hector_trio.models import AgentCard, AgentList, Endpoints
 from hector_trio.observability import CONTENT_TYPE, ROUTE
 from hector_trio.transports import Services
-from hector_trio.transports.openapi import document
 from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
 from hector_trio.transports.problems import INTERNAL
 from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
-from hector_trio.transports.rest_debug import DEBUG_ROUTES
 from hector_trio.transports.rest_keys import KEY_ROUTES
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
 from hector_trio.transports.rest_tasks import TASK_ROUTES
@@ -113,6 +111,8 @@ async def metrics(call: Call) -> Reply:
 
 
 async def openapi(call: Call) -> Reply:
+    from hector_trio.transports.openapi import document
+
     return json_reply(document(routes_of(call.services), call.base, secured=call.services.authenticator.required))
 
 
@@ -179,9 +179,12 @@ ROUTES: Final[tuple[Route, ...]] = (
 
 def routes_of(services: Services) -> tuple[Route, ...]:
     """The routes of this server: what must be enabled is otherwise not there at all."""
-    debug = () if services.watch is None else DEBUG_ROUTES
     keys = () if services.signer is None else KEY_ROUTES
-    return (*ROUTES, *debug, *keys)
+    if services.watch is None:
+        return (*ROUTES, *keys)
+    from hector_trio.transports.rest_debug import DEBUG_ROUTES
+
+    return (*ROUTES, *keys, *DEBUG_ROUTES)
 
 
 # --- on Quart ---------------------------------------------------------------------------------------------------------
@@ -192,17 +195,9 @@ def add_routes(app: Quart, services: Services) -> None:
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = services.settings.limits.body_bytes
-    methods: dict[str, set[str]] = {}
     for route in routes_of(services):
         path = route.path.replace("{", "<").replace("}", ">")
-        app.add_url_rule(
-            path, route.name, _view(route, services), methods=[route.method], provide_automatic_options=False
-        )
-        methods.setdefault(path, set()).update(
-            {route.method, "OPTIONS"} | ({"HEAD"} if route.method == "GET" else set())
-        )
-    for path, names in methods.items():
-        app.add_url_rule(path, f"OPTIONS {path}", _options(names), methods=["OPTIONS"])
+        app.add_url_rule(path, route.name, _view(route, services), methods=[route.method])
     app.before_websocket(_name_route)
     app.register_error_handler(HectorError, refuse)
     app.register_error_handler(HTTPException, _refuse_http)
@@ -227,15 +222,6 @@ class QuartBody:
     @property
     def pieces(self) -> HectorRequestBody:
         return cast(HectorRequestBody, request.body)
-
-
-def _options(methods: set[str]) -> Callable[..., Awaitable[Response]]:
-    """RFC 9110, 9.3.7. A browser's preflight never comes this far."""
-
-    async def options(**_: str) -> Response:
-        return respond(Reply(204, headers={"Allow": ", ".join(sorted(methods))}))
-
-    return options
 
 
 async def _name_route() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 import trio
+from msgspec import Struct, field
 from quart import Response
 from werkzeug.sansio.utils import get_host
 
@@ -43,8 +43,7 @@ NOT_FOUND: Final[dict[str, type[NotFound]]] = {
 """How a name in a path that cannot be an id is answered: exactly like an unknown one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True):
     """A query parameter: its name, its JSON schema, what it does."""
 
     name: str
@@ -52,8 +51,7 @@ class Query:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Struct, frozen=True):
     """A request header that a route knows: its name, what it does, its JSON schema."""
 
     name: str
@@ -62,8 +60,7 @@ class Header:
     required: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """One status that a route answers with when all is well."""
 
     description: str
@@ -75,8 +72,7 @@ class Answer:
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """One row. ``right``: what the caller must be allowed to do; ``None``: anybody may, also without credentials."""
 
     method: Literal["GET", "HEAD", "POST", "PATCH", "DELETE"]
@@ -97,15 +93,14 @@ class Route:
     """Whether it may start a run in the nursery of its request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What a route's function decided to answer."""
 
     status: int = 200
     body: bytes = b""
     media_type: str = "application/json"
     """Empty: nothing is said, because there is no body."""
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
     events: AsyncIterator[bytes] | None = None
     """Server-sent events instead of a body."""
 

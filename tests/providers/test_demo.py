@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -248,7 +249,7 @@ def test_a_hostile_megabyte_is_answered_quickly(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     start = time.thread_time()
     for pattern, _ in RULES:
-        pattern.search(text[:1000])
+        re.search(pattern, text[:1000])
     topic_of(text)
     name_in(text)
     assert time.thread_time() - start < 0.2
