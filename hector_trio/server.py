@@ -66,6 +66,10 @@ CLOSING_LIMIT: Final = 3.0
 FINAL_CHUNKS: Final = 1.5
 """Seconds kept, of what Hypercorn gives its connections, for the final chunks to be stored and sent."""
 
+COLLECT_AFTER: Final = 5_000
+"""New objects after which the garbage collector looks at them. Python's 700 are what one or two streams make, and looking
+took a tenth of their time."""
+
 Prepare = Callable[[QuartTrio], object]
 """What a user adds to the Quart application: hooks, middleware, routes."""
 
@@ -212,14 +216,16 @@ class SelfOpeningApp:
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
         try:
-            async with open_app(self._settings, self._agents, self._prepare) as self._app:
-                await send({"type": "lifespan.startup.complete"})
-                engine = self._app.services.engine
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._drain_early, engine)
-                    await receive()  # comes after the last connection, whose streams would have been cut by then
-                    nursery.cancel_scope.cancel()
-                await engine.drain(self._settings.server.shutdown_grace)
+            with interpreter_of_a_server() as loaded:
+                async with open_app(self._settings, self._agents, self._prepare) as self._app:
+                    loaded()
+                    await send({"type": "lifespan.startup.complete"})
+                    engine = self._app.services.engine
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._drain_early, engine)
+                        await receive()  # comes after the last connection, whose streams would have been cut by then
+                        nursery.cancel_scope.cancel()
+                    await engine.drain(self._settings.server.shutdown_grace)
         except Exception as error:
             if self._app is not None:
                 # Hypercorn would go on listening with nothing behind it.
@@ -650,13 +656,13 @@ def run(
 ) -> None:
     """Serves until SIGINT or SIGTERM. Blocks. Raises: ConfigError, StartError (nothing is left behind then).
 
-    Meanwhile the interpreter changes threads more often, and the garbage collector, unless it is switched off, no more
-    looks through what was there when the server began to serve; afterwards both are as they were.
+    Meanwhile the interpreter changes threads more often, and the garbage collector, unless it is switched off, works
+    less often and no more looks at what was there when the server began to serve; afterwards both are as they were.
     """
 
     async def main() -> None:
         stop = trio.Event()
-        with _interpreter_of_a_server() as loaded, _signals(stop):
+        with interpreter_of_a_server() as loaded, _signals(stop):
 
             def ready(serving: Serving) -> None:
                 loaded()
@@ -668,25 +674,28 @@ def run(
 
 
 @contextmanager
-def _interpreter_of_a_server() -> Iterator[Callable[[], None]]:
-    """Gives what to call when all that stays has been loaded."""
-    interval, collects, frozen = sys.getswitchinterval(), gc.isenabled(), gc.get_freeze_count()
+def interpreter_of_a_server() -> Iterator[Callable[[], None]]:
+    """Sets Python up for many streams in one process. Gives what to call when all that stays has been loaded."""
+    interval, collects = sys.getswitchinterval(), gc.isenabled()
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
 
     def loaded() -> None:
         if collects:
-            gc.freeze()  # a collection stops everything: none has to look through modules and tables again
+            # A collection stops everything: none has to look through modules and tables again, and streams that come
+            # and go are no reason for one each time.
+            gc.freeze()
+            gc.set_threshold(max(COLLECT_AFTER, thresholds[0]), *thresholds[1:])
             gc.enable()
 
     # The store's thread and the loop share one interpreter lock: at Python's 5 ms a cancel waits for commits.
     sys.setswitchinterval(0.0005)
-    if collects:
-        gc.collect()  # what is frozen stays; a start itself makes next to nothing that could be collected
-        gc.disable()
+    gc.disable()  # a start makes next to nothing that could be collected (half a megabyte)
     try:
         yield loaded
     finally:
         sys.setswitchinterval(interval)
         if collects:
+            gc.set_threshold(*thresholds)
             gc.enable()
             if not frozen:
                 gc.unfreeze()

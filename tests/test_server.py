@@ -476,9 +476,9 @@ def test_whatever_a_users_file_does_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "meanwhile", "after"),
     [
-        ("pass", "True True True", "True False True"),
-        ("gc.disable()", "False False True", "False False True"),
-        ("gc.freeze()", "True True True", "True True True"),
+        ("pass", "True True 5000 True", "True False 700 True"),
+        ("gc.disable()", "False False 700 True", "False False 700 True"),
+        ("gc.freeze()", "True True 5000 True", "True True 700 True"),
     ],
 )
 async def test_a_program_that_runs_a_server_finds_its_interpreter_as_it_was(
@@ -491,7 +491,8 @@ from hector_trio.server import run
 {before}
 interval = sys.getswitchinterval()
 def tell(changed):
-    print(gc.isenabled(), gc.get_freeze_count() > 10_000, (sys.getswitchinterval() != interval) == changed, flush=True)
+    found = gc.isenabled(), gc.get_freeze_count() > 10_000, gc.get_threshold()[0]
+    print(*found, (sys.getswitchinterval() != interval) == changed, flush=True)
 def started(serving):
     tell(True)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -49,19 +49,14 @@ def command(config: str | None, **given: Any) -> None:
     network. `--provider openai` lets it answer with a real model instead; the key is taken from OPENAI_API_KEY.
     HECTOR_* variables override defaults, the configuration overrides them, flags override all.
     """
-    # A start makes next to nothing that could be collected (half a megabyte); looking for it takes a tenth of the time.
-    gc.disable()
+    gc.disable()  # looking for what imports leave behind, next to nothing, takes a tenth of the time of a start
     settings = _load_for(given, config)
     _import_structlog()
     from hector_trio.server import configure_logs, run
 
-    def started(serving: Serving) -> None:
-        gc.freeze()  # a collection stops everything: none has to look through modules and tables again
-        gc.enable()
-        _announce(settings, serving, asked=given["provider"] is not None)
-
     configure_logs(settings)
-    run(settings, started=started)
+    gc.enable()
+    run(settings, started=lambda serving: _announce(settings, serving, asked=given["provider"] is not None))
 
 
 def _import_structlog() -> None:

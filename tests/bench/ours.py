@@ -14,7 +14,7 @@ from hector_trio import connection
 from hector_trio.agents import Agent, AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
 from hector_trio.config import Limits, Log, Server, Settings, StoreSettings
-from hector_trio.server import Tell, configure_logs, limits_of, listen, open_app
+from hector_trio.server import Tell, configure_logs, interpreter_of_a_server, limits_of, listen, open_app
 from tests.bench.load import TEXT, Ticks
 
 
@@ -81,18 +81,19 @@ async def serve(
     """Serves until cancelled; ``task_status`` is given the URLs."""
     chosen = settings(store, durability)
     configure_logs(chosen)
-    sys.setswitchinterval(0.0005)  # as ``server.run``
     ticker = Ticker()
     prepare = [hook] if quart else []
-    async with open_app(chosen, agents(ticker), prepare) as app, trio.open_nursery() as nursery:
-        nursery.start_soon(ticker.run)
-        await connection.serve(
-            app,
-            listen(chosen.server),
-            limits=limits_of(chosen),
-            shutdown=trio.sleep_forever,
-            task_status=task_status,
-        )
+    with interpreter_of_a_server() as loaded:
+        async with open_app(chosen, agents(ticker), prepare) as app, trio.open_nursery() as nursery:
+            nursery.start_soon(ticker.run)
+            loaded()
+            await connection.serve(
+                app,
+                listen(chosen.server),
+                limits=limits_of(chosen),
+                shutdown=trio.sleep_forever,
+                task_status=task_status,
+            )
 
 
 async def main(*arguments: str) -> None:
