@@ -67,7 +67,7 @@ FINAL_CHUNKS: Final = 1.5
 """Seconds kept, of what Hypercorn gives its connections, for the final chunks to be stored and sent."""
 
 COLLECT_AFTER: Final = 5_000
-"""New objects after which the garbage collector looks at them. Python's 700 are what one or two streams make, and looking
+"""New objects after which the garbage collector looks at them. Python's 700 are what one or two streams make, and it
 took a tenth of their time."""
 
 Prepare = Callable[[QuartTrio], object]
