@@ -7,7 +7,7 @@ that decides is synchronous, and only a sender waits: for the socket, and here f
   message each. A peer that opens no window for `send_timeout` loses the stream.
 - What an application has not read is what the stream's window lets come; the window opens when it is taken.
 - The reader pauses while the peer does not read our answers, or while too many applications of cancelled streams have
-  not ended; frames that only make work are counted against a budget.
+  not ended; frames that only make work, and streams beyond those it may open, are counted against a budget.
 - WebSockets are spoken over HTTP/1.1 only.
 """
 
@@ -57,7 +57,7 @@ from .http1 import RawHeaders
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_STREAMS: Final = 100
-"""Open streams of one connection."""
+"""Open streams of one connection; beyond: REFUSED_STREAM, which says that nothing was done (RFC 9113, 5.1.2)."""
 MAX_RUNNING: Final = 2 * MAX_STREAMS
 """Applications of one connection that have not ended, with those whose stream was cancelled; beyond, reading stops."""
 STREAM_WINDOW: Final = 65535
@@ -69,7 +69,8 @@ MAX_BACKLOG: Final = 1 << 18
 SLICE: Final = 8192
 """Bytes that are handled before others have their turn: nine hundred frames, if they are empty."""
 PATIENCE: Final = 1000.0
-"""Frames without use of their own (pings, settings, resets, empty data) that a peer may send at once, ..."""
+"""Frames without use of their own (pings, settings, resets, refused streams, empty data) that a peer may send at once,
+..."""
 PATIENCE_PER_SECOND: Final = 100.0
 """... and that are forgiven each second. Beyond: ENHANCE_YOUR_CALM, the connection ends."""
 SMALL_WINDOW: Final = 32
@@ -178,6 +179,8 @@ class Http2:
         )
         self._h2.decoder.max_header_list_size = limit
         self._h2.initiate_connection()
+        # It has been said. To h2 one stream more would be the end of the connection; here it is refused by itself.
+        del self._h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]
         self._h2.increment_flow_control_window(CONNECTION_WINDOW - STREAM_WINDOW)
         self._flush()
         self._settle()
@@ -270,15 +273,19 @@ class Http2:
 
     async def _begin(self, stream_id: int, given: Any, complete: bool) -> None:
         """A complete head: refuse it here, or give it to the application."""
-        if self._draining:
-            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+        if self._draining or len(self._streams) >= MAX_STREAMS:
+            with suppress(ProtocolError):  # the peer has reset it already
+                self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            await self._bear()
             return
         pseudo, headers = split(given)
         fault = head_fault(pseudo, headers)
         if fault:
-            self._h2.send_headers(stream_id, [(b":status", b"%d" % fault), (b"content-length", b"0")], end_stream=True)
-            if not complete:
-                self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+            head = [(b":status", b"%d" % fault), (b"content-length", b"0")]
+            with suppress(ProtocolError):
+                self._h2.send_headers(stream_id, head, end_stream=True)
+                if not complete:
+                    self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
             return
         owner = self.owner
         stream = self._streams[stream_id] = Http2Stream(
