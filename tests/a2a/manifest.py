@@ -336,7 +336,15 @@ CLAUSES: tuple[Clause, ...] = (
         "details of errors are typed",
         ("test_what_is_no_request_gets_the_code_for_it", "test_the_codes_are_those_of_the_specification"),
     ),
-    Clause("10.1", "gRPC runs over HTTP/2", ("test_a_message_is_sent_and_its_task_is_got_and_listed",)),
+    Clause(
+        "10.1",
+        "gRPC runs over HTTP/2 with TLS",
+        (
+            "test_a_message_is_sent_and_its_task_is_got_and_listed",
+            "test_over_tls_http_1_1_is_spoken_on_the_same_port",
+            "test_a_client_that_does_not_know_the_authority_sends_nothing",
+        ),
+    ),
     Clause(
         "10.2",
         "messages are the protocol's own",
