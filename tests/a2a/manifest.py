@@ -456,6 +456,7 @@ BEYOND = frozenset(
         "test_a_task_of_a2a_can_be_attached_to_on_a_websocket",
         "test_a_place_is_a_number_and_whether_work_was_told_of",
         "test_a_row_says_the_same_as_its_log",
+        "test_a_task_that_ends_while_it_is_looked_at_has_no_output_in_its_history",
         "test_every_state_is_in_the_store",
         "test_when_the_log_is_gone_the_output_is_what_is_left",
         "test_bytes_and_free_values_arrive_as_they_are",
