@@ -229,6 +229,26 @@ async def test_what_is_refused_may_have_been_reset_meanwhile(already_open: int) 
         assert await client.body(await client.ask(path=b"/here")) == b"/here"
 
 
+async def test_what_several_streams_say_at_once_leaves_together() -> None:
+    say = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await say.wait()
+        await send({"type": "http.response.body", "body": scope["path"].encode(), "more_body": True})
+        await trio.sleep_forever()
+
+    async with running(asgi(http=app), ON, graceful_timeout=0.2) as server, speaking(server) as client:
+        streams = [await client.ask(path=b"/%d" % n) for n in range(20)]
+        for stream in streams:
+            assert await client.status(stream) == 200
+        before = client.peer.segments_received()
+        say.set()
+        for n, stream in enumerate(streams):
+            assert (await client.next(DataReceived, stream)).data == b"/%d" % n
+        assert client.peer.segments_received() - before <= 2 + 20 // SENDS_PER_CHECKPOINT
+
+
 async def test_trailers_end_a_response() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert "http.response.trailers" in scope["extensions"]
