@@ -288,16 +288,7 @@ class TaskView:
 
     def _text(self, text: str) -> StreamResponse:
         """As ``_artifact``, of what most chunks are."""
-        artifact = Artifact(OUTPUT, [Part(text=text)])
-        building = self._artifacts.get(OUTPUT)
-        if building is None:
-            self._artifacts[OUTPUT] = _Building(artifact)
-        elif isinstance(last := building.parts[-1], list):
-            last.append(text)
-        else:
-            building.parts.append([text])
-        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, building is not None)
-        return StreamResponse(artifact_update=update)
+        return self._piece(Artifact(OUTPUT, [Part(text=text)]), append=OUTPUT in self._begun)
 
     def _artifact(self, chunk: Chunk) -> StreamResponse:
         about = chunk.artifact
@@ -309,13 +300,16 @@ class TaskView:
         else:
             artifact = Artifact(OUTPUT, [Part(**_content(chunk, None))])
             append, last = OUTPUT in self._begun, False
-        self._begun.add(artifact.artifact_id)
-        if not self._keep:
-            pass
-        elif append:
-            self._artifacts[artifact.artifact_id].add(artifact.parts[0])
-        else:
-            self._artifacts[artifact.artifact_id] = _Building(artifact)
+        return self._piece(artifact, append=append, last=last)
+
+    def _piece(self, artifact: Artifact, *, append: bool, last: bool = False) -> StreamResponse:
+        if not append:
+            self._begun.add(artifact.artifact_id)
+        if self._keep:
+            if append:
+                self._artifacts[artifact.artifact_id].add(artifact.parts[0])
+            else:
+                self._artifacts[artifact.artifact_id] = _Building(artifact)
         return StreamResponse(
             artifact_update=TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, append, last)
         )
