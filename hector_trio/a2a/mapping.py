@@ -164,9 +164,8 @@ class _Building:
 class TaskView:
     """A task as A2A sees it, chunk by chunk: each gives the events that it is, and all together give the Task."""
 
-    def __init__(self, task_id: str, session_id: str | None, created_at: int, *, keep: bool = True) -> None:
-        """``created_at`` in milliseconds since the epoch. ``keep``: whether what the chunks say is kept; for somebody
-        who wants the events only, the ids of the artifacts are enough."""
+    def __init__(self, task_id: str, session_id: str | None, created_at: int) -> None:
+        """``created_at`` in milliseconds since the epoch."""
         self.task_id = task_id
         self.context_id = context_of(task_id, session_id)
         self.seq = 0
@@ -179,7 +178,7 @@ class TaskView:
         """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
-        self._keep = keep
+        self._keep = True
         self._begun: set[str] = set()
         """The ids of artifacts of which something has come."""
         self._artifacts: dict[str, _Building] = {}
@@ -207,7 +206,13 @@ class TaskView:
             metadata=metadata or None,
         )
 
+    def forget(self) -> None:
+        """From now on only the events are wanted, for which the ids of the artifacts are enough: keep no contents."""
+        self._keep = False
+        self._artifacts.clear()
+
     def artifacts(self) -> list[Artifact]:
+        """As far as they came; none after ``forget``."""
         return [each.built() for each in self._artifacts.values()]
 
     def works(self, at: str) -> list[StreamResponse]:

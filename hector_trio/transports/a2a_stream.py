@@ -183,6 +183,8 @@ class TaskEvents:
                 return self._marked([await first()])
             except HectorError as error:
                 raise errors.of(error) from error
+            finally:
+                reader.view.forget()
         if self._over():
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration

@@ -135,8 +135,10 @@ def test_a_view_that_begins_anywhere_goes_on_in_the_same_way(lines: list[bytes],
     for line in lines[:at]:
         whole.take(decode_chunk(line))
         late.take(decode_chunk(line))
+    late.forget()
     for line in lines[at:]:
         assert whole.take(decode_chunk(line)) == late.take(decode_chunk(line))
+    assert not late.artifacts()
 
 
 def test_what_is_emitted_without_a_name_is_one_artifact_whatever_it_is() -> None:
