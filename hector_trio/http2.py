@@ -5,9 +5,10 @@ that decides is synchronous, and only a sender waits: for the socket, and here f
 
 - What a stream has not sent stays with the stream, and its application waits until all of it has left: at most one
   message each. A peer that opens no window for `send_timeout` loses the stream.
+- What several streams say in one turn of the loop leaves in one write.
 - What an application has not read is what the stream's window lets come; the window opens when it is taken.
 - The reader pauses while the peer does not read our answers, or while too many applications of cancelled streams have
-  not ended; frames that only make work are counted against a budget.
+  not ended; frames that only make work, and streams beyond those it may open, are counted against a budget.
 - WebSockets are spoken over HTTP/1.1 only.
 """
 
@@ -59,7 +60,7 @@ from hector_trio.http1 import RawHeaders
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_STREAMS: Final = 100
-"""Open streams of one connection."""
+"""Open streams of one connection; beyond: REFUSED_STREAM, which says that nothing was done (RFC 9113, 5.1.2)."""
 MAX_RUNNING: Final = 2 * MAX_STREAMS
 """Applications of one connection that have not ended, with those whose stream was cancelled; beyond, reading stops."""
 STREAM_WINDOW: Final = 65535
@@ -68,10 +69,13 @@ CONNECTION_WINDOW: Final = 1 << 20
 """The same, of all streams together."""
 MAX_BACKLOG: Final = 1 << 18
 """Bytes queued for the socket beyond which no more is read: a peer that does not read is not answered for ever."""
+MAX_COLLECTED: Final = 16384
+"""Bytes of answers that wait for those of other streams, to leave with them."""
 SLICE: Final = 8192
 """Bytes that are handled before others have their turn: nine hundred frames, if they are empty."""
 PATIENCE: Final = 1000.0
-"""Frames without use of their own (pings, settings, resets, empty data) that a peer may send at once, ..."""
+"""Frames without use of their own (pings, settings, resets, refused streams, empty data) that a peer may send at once,
+..."""
 PATIENCE_PER_SECOND: Final = 100.0
 """... and that are forgiven each second. Beyond: ENHANCE_YOUR_CALM, the connection ends."""
 SMALL_WINDOW: Final = 32
@@ -168,6 +172,10 @@ class Http2:
         """Whether windows of more than one stream have."""
         self._patience, self._patient_at = PATIENCE, trio.current_time()
         self._ended = trio.lowlevel.ParkingLot()
+        self._collected = 0
+        """Bytes of answers that wait to leave together."""
+        self._collector: trio.lowlevel.ParkingLot | None = None
+        """Where the task that lets them leave waits; made for the second stream that is open at a time."""
         limit = owner.limits.max_header_bytes
         self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding=None))
         self._h2.local_settings = Settings(
@@ -180,6 +188,8 @@ class Http2:
         )
         self._h2.decoder.max_header_list_size = limit
         self._h2.initiate_connection()
+        # It has been said. To h2 one stream more would be the end of the connection; here it is refused by itself.
+        del self._h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]
         self._h2.increment_flow_control_window(CONNECTION_WINDOW - STREAM_WINDOW)
         self._flush()
         self._settle()
@@ -272,15 +282,19 @@ class Http2:
 
     async def _begin(self, stream_id: int, given: Any, complete: bool) -> None:
         """A complete head: refuse it here, or give it to the application."""
-        if self._draining:
-            self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+        if self._draining or len(self._streams) >= MAX_STREAMS:
+            with suppress(ProtocolError):  # the peer has reset it already
+                self._h2.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
+            await self._bear()
             return
         pseudo, headers = split(given)
         fault = head_fault(pseudo, headers)
         if fault:
-            self._h2.send_headers(stream_id, [(b":status", b"%d" % fault), (b"content-length", b"0")], end_stream=True)
-            if not complete:
-                self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+            head = [(b":status", b"%d" % fault), (b"content-length", b"0")]
+            with suppress(ProtocolError):
+                self._h2.send_headers(stream_id, head, end_stream=True)
+                if not complete:
+                    self._h2.reset_stream(stream_id, ErrorCodes.NO_ERROR)
             return
         owner = self.owner
         stream = self._streams[stream_id] = Http2Stream(
@@ -358,7 +372,7 @@ class Http2:
             if name in (b"content-length", b"grpc-status"):
                 return  # leaves with its body, or is all there is
         self._write_head(stream)
-        self._flush()
+        self._flush_soon()
 
     def _write_head(self, stream: Http2Stream, *, end: bool = False) -> None:
         if stream.head is not None:
@@ -394,7 +408,7 @@ class Http2:
             else:
                 self._h2.end_stream(stream.stream_id)
             self._forget(stream)
-        self._flush()
+        self._flush_soon()
         if stream.unsent:
             self.owner.deadline = min(self.owner.deadline, stream.moved_at + self.owner.limits.send_timeout)
 
@@ -406,14 +420,33 @@ class Http2:
         room = min(self._h2.local_flow_control_window(stream.stream_id), self._h2.max_outbound_frame_size)
         if room <= 0:
             return False
-        self._h2.send_data(stream.stream_id, bytes(memoryview(stream.unsent)[:room]))
+        data = bytes(memoryview(stream.unsent)[:room])
+        self._h2.send_data(stream.stream_id, data)
         del stream.unsent[:room]
+        self._collected += len(data)
         stream.moved_at = trio.current_time()
         if not stream.unsent:
             stream.moved.unpark_all()
         return True
 
+    def _flush_soon(self) -> None:
+        """As `_flush`, but with what others of several streams say until it is the turn of the collector."""
+        if len(self._streams) < 2 or self._collected > MAX_COLLECTED:
+            self._flush()
+        elif self._collector is not None:
+            self._collector.unpark_all()
+        else:
+            self._collector = trio.lowlevel.ParkingLot()
+            self.owner.spawn(self._collect, "collector")
+
+    async def _collect(self) -> None:
+        assert self._collector is not None
+        while not self.owner.gone and not self.owner.finishing:
+            self._flush()
+            await self._collector.park()
+
     def _flush(self) -> None:
+        self._collected = 0
         data = self._h2.data_to_send()
         if data:
             self.owner.write(data)
@@ -503,6 +536,8 @@ class Http2:
     async def _leave_all(self) -> None:
         for stream in list(self._streams.values()):
             await self._drop(stream)
+        if self._collector is not None:
+            self._collector.unpark_all()
 
 
 # --- decided without I/O ----------------------------------------------------------------------------------------------

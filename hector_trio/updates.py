@@ -45,7 +45,8 @@ class Updates:
         self.row = row
         self._engine = engine
         self._snapshots = dialect == "0.3"
-        self._view = TaskView(row.task_id, row.session_id, row.created_at, keep=False)
+        self._view = TaskView(row.task_id, row.session_id, row.created_at)
+        self._view.forget()
         agent = engine.agents.get(row.agent_id)
         self._may_reply = agent is not None and agent.info.replies
 

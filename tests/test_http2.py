@@ -16,6 +16,7 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     InformationalResponseReceived,
+    RemoteSettingsChanged,
     ResponseReceived,
     StreamEnded,
     StreamReset,
@@ -181,6 +182,72 @@ async def test_many_streams_of_one_connection_go_on_at_once() -> None:
         streams = [await client.ask(path=b"/%d" % n) for n in range(MAX_STREAMS)]
         for n, stream in enumerate(reversed(streams)):
             assert await client.body(stream) == b"/%d" % (MAX_STREAMS - 1 - n)
+
+
+async def test_a_stream_beyond_those_allowed_is_refused_and_no_other_notices() -> None:
+    let_go = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/wait":
+            await let_go.wait()
+        await mirror(scope, receive, send)
+
+    async with running(asgi(http=app), ON) as server, speaking(server) as client:
+        await client.next(RemoteSettingsChanged)
+        assert client.h2.remote_settings.max_concurrent_streams == MAX_STREAMS
+        del client.h2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS]  # as if that had come late
+        open_ones = [await client.ask(method=b"POST", path=b"/wait") for _ in range(MAX_STREAMS)]
+        for _ in range(200):  # 3 MiB of bodies: more than the window of all
+            refused = await client.ask(method=b"POST", path=b"/more", end=False)
+            client.h2.send_data(refused, b"x" * 16384, end_stream=True)
+            await client.flush()
+            assert (await client.next(StreamReset, refused)).error_code == ErrorCodes.REFUSED_STREAM
+        client.h2.reset_stream(open_ones.pop(), ErrorCodes.CANCEL)
+        one_more = await client.ask(path=b"/more")
+        assert await client.body(one_more) == b"/more"
+        let_go.set()
+        for stream in open_ones:
+            assert await client.body(stream) == b"/wait"
+
+
+@pytest.mark.parametrize("already_open", [0, MAX_STREAMS])
+async def test_what_is_refused_may_have_been_reset_meanwhile(already_open: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/wait":
+            await trio.sleep_forever()
+        await mirror(scope, receive, send)
+
+    async with running(asgi(http=app), ON, graceful_timeout=0.2) as server, speaking(server) as client:
+        await client.next(RemoteSettingsChanged)
+        del client.h2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS]
+        waiting = [await client.ask(path=b"/wait") for _ in range(already_open)]
+        for _ in range(3):  # together: all are known before the first is refused
+            stream_id = client.h2.get_next_available_stream_id()
+            client.h2.send_headers(stream_id, [(b":method", b"CONNECT"), (b":authority", b"a")])
+            client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
+        for stream in waiting[:1]:
+            client.h2.reset_stream(stream, ErrorCodes.CANCEL)
+        assert await client.body(await client.ask(path=b"/here")) == b"/here"
+
+
+async def test_what_several_streams_say_at_once_leaves_together() -> None:
+    say = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await say.wait()
+        await send({"type": "http.response.body", "body": scope["path"].encode(), "more_body": True})
+        await trio.sleep_forever()
+
+    async with running(asgi(http=app), ON, graceful_timeout=0.2) as server, speaking(server) as client:
+        streams = [await client.ask(path=b"/%d" % n) for n in range(20)]
+        for stream in streams:
+            assert await client.status(stream) == 200
+        before = client.peer.segments_received()
+        say.set()
+        for n, stream in enumerate(streams):
+            assert (await client.next(DataReceived, stream)).data == b"/%d" % n
+        assert client.peer.segments_received() - before <= 2 + 20 // SENDS_PER_CHECKPOINT
 
 
 async def test_trailers_end_a_response() -> None:
@@ -502,6 +569,10 @@ BAD: dict[str, bytes] = {
     "more streams than are allowed": b"".join(
         head((b":method", b"POST"), *ROOT[1:], stream_id=2 * n + 1, flags=4) for n in range(2000)
     ),
+    "data of streams that were refused": b"".join(
+        head((b":method", b"POST"), *ROOT[1:], stream_id=2 * n + 1, flags=4) for n in range(300)
+    )
+    + b"".join(frame(0, 0, 2 * n + 1, b"x") for n in range(150, 300)) * 100,
     "goodbye": frame(7, 0, 0, b"\0" * 8),
     "preface again": PREFACE,
     "upgrade": upgrade(),
@@ -527,8 +598,12 @@ async def test_hostile_frames_end_at_most_their_own_connection(data: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["streams reset at once", "pings", "settings", "priorities", "empty data", "windows of one byte"]
-)
+    "name",
+    [
+        "streams reset at once", "more streams than are allowed", "pings", "settings", "priorities", "empty data",
+        "windows of one byte",
+    ],
+)  # fmt: skip
 async def test_floods_are_told_to_calm_down(name: str) -> None:
     async with running(asgi(http=mirror), ON) as server, server.peer() as peer, trio.open_nursery() as nursery:
 

@@ -164,9 +164,8 @@ class _Building:
 class TaskView:
     """A task as A2A sees it, chunk by chunk: each gives the events that it is, and all together give the Task."""
 
-    def __init__(self, task_id: str, session_id: str | None, created_at: int, *, keep: bool = True) -> None:
-        """``created_at`` in milliseconds since the epoch. ``keep``: whether what the chunks say is kept; for somebody
-        who wants the events only, the ids of the artifacts are enough."""
+    def __init__(self, task_id: str, session_id: str | None, created_at: int) -> None:
+        """``created_at`` in milliseconds since the epoch."""
         self.task_id = task_id
         self.context_id = context_of(task_id, session_id)
         self.seq = 0
@@ -179,7 +178,7 @@ class TaskView:
         """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
-        self._keep = keep
+        self._keep = True
         self._begun: set[str] = set()
         """The ids of artifacts of which something has come."""
         self._artifacts: dict[str, _Building] = {}
@@ -207,7 +206,13 @@ class TaskView:
             metadata=metadata or None,
         )
 
+    def forget(self) -> None:
+        """From now on only the events are wanted, for which the ids of the artifacts are enough: keep no contents."""
+        self._keep = False
+        self._artifacts.clear()
+
     def artifacts(self) -> list[Artifact]:
+        """As far as they came; none after ``forget``."""
         return [each.built() for each in self._artifacts.values()]
 
     def works(self, at: str) -> list[StreamResponse]:
@@ -288,16 +293,7 @@ class TaskView:
 
     def _text(self, text: str) -> StreamResponse:
         """As ``_artifact``, of what most chunks are."""
-        artifact = Artifact(OUTPUT, [Part(text=text)])
-        building = self._artifacts.get(OUTPUT)
-        if building is None:
-            self._artifacts[OUTPUT] = _Building(artifact)
-        elif isinstance(last := building.parts[-1], list):
-            last.append(text)
-        else:
-            building.parts.append([text])
-        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, building is not None)
-        return StreamResponse(artifact_update=update)
+        return self._piece(Artifact(OUTPUT, [Part(text=text)]), append=OUTPUT in self._begun)
 
     def _artifact(self, chunk: Chunk) -> StreamResponse:
         about = chunk.artifact
@@ -309,13 +305,16 @@ class TaskView:
         else:
             artifact = Artifact(OUTPUT, [Part(**_content(chunk, None))])
             append, last = OUTPUT in self._begun, False
-        self._begun.add(artifact.artifact_id)
-        if not self._keep:
-            pass
-        elif append:
-            self._artifacts[artifact.artifact_id].add(artifact.parts[0])
-        else:
-            self._artifacts[artifact.artifact_id] = _Building(artifact)
+        return self._piece(artifact, append=append, last=last)
+
+    def _piece(self, artifact: Artifact, *, append: bool, last: bool = False) -> StreamResponse:
+        if not append:
+            self._begun.add(artifact.artifact_id)
+        if self._keep:
+            if append:
+                self._artifacts[artifact.artifact_id].add(artifact.parts[0])
+            else:
+                self._artifacts[artifact.artifact_id] = _Building(artifact)
         return StreamResponse(
             artifact_update=TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, append, last)
         )

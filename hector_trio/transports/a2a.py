@@ -330,6 +330,7 @@ async def _resumed(caller: Caller, row: TaskRow, place: Place) -> Events:
             raise errors.invalid("after", f"is beyond the last event, which is {engine.last_seq(row)}")
     with ExitStack() as opening:
         reader = opening.enter_context(TaskReader(engine, row, viewer=True))
+        reader.view.forget()
         await reader.catch_up(place.seq)
         if place.begun:
             reader.answered(force=True)

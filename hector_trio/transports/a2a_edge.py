@@ -24,6 +24,9 @@ from hector_trio.transports.routes import Call, Reply
 
 JSON: Final = "application/json"
 
+KEEP_ALIVE: Final = 2.5
+"""Seconds without an event after which a stream says that it is still there; 3 are promised."""
+
 log = structlog.stdlib.get_logger("hector_trio.a2a")
 
 INTERNAL: Final = errors.InternalError("An internal error; it has been logged")
@@ -103,6 +106,7 @@ class ServerSentEvents:
         self._encode = encode
         self._failed = failed
         self._done = False
+        self._said_at = trio.current_time()
 
     def __aiter__(self) -> ServerSentEvents:
         return self
@@ -115,9 +119,18 @@ class ServerSentEvents:
         except errors.A2AError as error:
             self._done = True
             return self._failed(error)
+        self._said_at = trio.current_time()
         if not events:
             return comment()
         return b"".join(b"id: %b\ndata: %b\n\n" % (each.id.encode(), self._encode(each.payload)) for each in events)
+
+    async def keep_alive(self) -> None:
+        """Has it say so when it was silent for ``KEEP_ALIVE``. To be run beside it: an event costs no timer."""
+        while True:
+            await trio.sleep_until(self._said_at + KEEP_ALIVE)
+            if trio.current_time() >= self._said_at + KEEP_ALIVE:
+                self._said_at = trio.current_time()
+                self._events.nudge()
 
     async def aclose(self) -> None:
         self._done = True
@@ -132,16 +145,17 @@ def stream_reply(
     headers: dict[str, str],
 ) -> Reply:
     """The answer that streams. What the stream holds is given back however the request ends, also before its head."""
-    call.nursery.start_soon(_close_at_the_end, events, call.services.metrics, name="a2a stream")
-    return Reply(events=ServerSentEvents(events, encode, failed, call.until), headers=headers)
+    stream = ServerSentEvents(events, encode, failed, call.until)
+    call.nursery.start_soon(_beside, stream, call.services.metrics, name="a2a stream")
+    return Reply(events=stream, headers=headers)
 
 
-async def _close_at_the_end(events: Events, metrics: Metrics) -> None:
+async def _beside(stream: ServerSentEvents, metrics: Metrics) -> None:
     with metrics.stream("sse"):
         try:
-            await trio.sleep_forever()
+            await stream.keep_alive()
         finally:
-            await events.aclose()
+            await stream.aclose()
 
 
 class Dialect(Struct, frozen=True):

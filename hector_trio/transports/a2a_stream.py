@@ -19,9 +19,6 @@ from hector_trio.log import now_ms
 from hector_trio.models import timestamp
 from hector_trio.task import TaskRow, decode_chunk
 
-KEEP_ALIVE: Final = 2.5
-"""Seconds without an event after which a stream says that it is still there; 3 are promised."""
-
 BATCH: Final = 128
 """Chunks that are read together at most: what one look at a stream costs the others."""
 
@@ -38,13 +35,17 @@ class Event(NamedTuple):
 class Events(Protocol):
     """A stream: what has happened since the last look, together. Ends where the stream ends (3.1.2, 3.1.6).
 
-    An empty list says that nothing happened for ``KEEP_ALIVE`` seconds. Cutting it never stops the task. Whoever
-    iterates closes it. Raises: A2AError when the log cannot be read on.
+    An empty list says that nothing has happened yet. Cutting it never stops the task. Whoever iterates closes it.
+    Raises: A2AError when the log cannot be read on.
     """
 
     def __aiter__(self) -> Events: ...
 
     async def __anext__(self) -> list[Event]: ...
+
+    def nudge(self) -> None:
+        """Have whoever waits for events be given what there is, be it none. Never waits."""
+        ...
 
     async def aclose(self) -> None: ...
 
@@ -165,9 +166,14 @@ class TaskEvents:
         self._decides = decides
         self._ends_with_question = ends_with_question
         self._extension = extension
+        self._nudged = False
 
     def __aiter__(self) -> TaskEvents:
         return self
+
+    def nudge(self) -> None:
+        self._nudged = True
+        self._reader.follower.wakeup.wake()
 
     async def __anext__(self) -> list[Event]:
         reader = self._reader
@@ -177,14 +183,16 @@ class TaskEvents:
                 return self._marked([await first()])
             except HectorError as error:
                 raise errors.of(error) from error
+            finally:
+                reader.view.forget()
         if self._over():
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration
-        if not reader.ready:
-            with trio.move_on_after(KEEP_ALIVE):
-                await reader.wait()
-            if not reader.ready:
+        while not reader.ready:
+            if self._nudged:
+                self._nudged = False
                 return []
+            await reader.follower.wakeup.wait()
         events = await reader.read()
         if not events:
             raise StopAsyncIteration

@@ -87,12 +87,13 @@ async def history(store: Store, row: TaskRow, length: int | None) -> list[a2a.Me
     wanted = min(HISTORY if length is None else length, MOST_HISTORY)
     rows = await store.task_messages(row.key, limit=wanted + 2)
     lines = [Line(each.role, Content(each.type, each.content), each.original) for each in rows]
-    if rows and rows[-1].role == "agent" and row.status in ("input_required", "completed", "failed", "cancelled"):
-        lines.pop()
+    question = row.question if row.status == "pending" else None
+    answer = None if question is None else question.answer
+    if rows and rows[-1].role == "agent" and answer is None:
+        lines.pop()  # in any state: the task may have ended since its row was read
     if not rows:  # it has not begun, or is in no session
         asked = _requests(row.request)
         lines = [Line("user", asked.input, None if asked.message is None else encode(asked.message))]
-    if row.status == "pending" and row.question is not None and row.question.answer is not None:
-        said = row.question.message
-        lines.append(Line("user", row.question.answer, None if said is None else encode(said)))
+    if question is not None and answer is not None:
+        lines.append(Line("user", answer, None if question.message is None else encode(question.message)))
     return history_of(row.task_id, row.session_id, lines)[-wanted:]

@@ -336,7 +336,15 @@ CLAUSES: tuple[Clause, ...] = (
         "details of errors are typed",
         ("test_what_is_no_request_gets_the_code_for_it", "test_the_codes_are_those_of_the_specification"),
     ),
-    Clause("10.1", "gRPC runs over HTTP/2", ("test_a_message_is_sent_and_its_task_is_got_and_listed",)),
+    Clause(
+        "10.1",
+        "gRPC runs over HTTP/2 with TLS",
+        (
+            "test_a_message_is_sent_and_its_task_is_got_and_listed",
+            "test_over_tls_http_1_1_is_spoken_on_the_same_port",
+            "test_a_client_that_does_not_know_the_authority_sends_nothing",
+        ),
+    ),
     Clause(
         "10.2",
         "messages are the protocol's own",
@@ -448,6 +456,7 @@ BEYOND = frozenset(
         "test_a_task_of_a2a_can_be_attached_to_on_a_websocket",
         "test_a_place_is_a_number_and_whether_work_was_told_of",
         "test_a_row_says_the_same_as_its_log",
+        "test_a_task_that_ends_while_it_is_looked_at_has_no_output_in_its_history",
         "test_every_state_is_in_the_store",
         "test_when_the_log_is_gone_the_output_is_what_is_left",
         "test_bytes_and_free_values_arrive_as_they_are",

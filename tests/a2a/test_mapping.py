@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hector_trio.a2a import types as a2a
 from hector_trio.a2a.mapping import (
+    OUTPUT,
     Line,
     TaskView,
     artifact_pieces,
@@ -134,8 +135,21 @@ def test_a_view_that_begins_anywhere_goes_on_in_the_same_way(lines: list[bytes],
     for line in lines[:at]:
         whole.take(decode_chunk(line))
         late.take(decode_chunk(line))
+    late.forget()
     for line in lines[at:]:
         assert whole.take(decode_chunk(line)) == late.take(decode_chunk(line))
+    assert not late.artifacts()
+
+
+def test_what_is_emitted_without_a_name_is_one_artifact_whatever_it_is() -> None:
+    log = Writer()
+    for kind, content in (("text", "one "), ("text", "two"), ("data", {"a": 1}), ("text", "three")):
+        log.put(kind, content)
+    view = TaskView("t", None, 0)
+    events = [event for line in log.lines for event in view.take(decode_chunk(line))]
+    parts = [a2a.Part(text="one two"), a2a.Part(data={"a": 1}), a2a.Part(text="three")]
+    assert [each.parts for each in view.artifacts()] == [parts]
+    assert merged(assembled(events)[1][OUTPUT]) == parts
 
 
 @given(lines=logs())

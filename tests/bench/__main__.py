@@ -3,7 +3,7 @@
 Every contestant is a process of its own; they take turns within each round, in one order and then in the other, so
 that a machine that drifts drifts for all. The client is a C program, compiled at the start. Prints a table for each
 scenario and, at the end, all of it as one line of JSON. A ratio says how many times better than the better uvicorn
-variant (for A2A, than the SDK's better store). Needs the extra ``bench``, Linux and a C compiler.
+variant (for A2A, than the better one of the official SDK's stores). Needs the extra ``bench``, Linux and a C compiler.
 """
 
 from __future__ import annotations

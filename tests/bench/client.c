@@ -9,10 +9,15 @@
      hold    STREAMS WebSockets with a task each; says so when each has had a chunk, and reads until its input ends
      post    AMOUNT times POST BODY to TARGET, over STREAMS connections that stay open
      sse     STREAMS times POST BODY at once, each answer is read to its end and must have AMOUNT pieces of text
+     join    as sse, but leaves when it has them
+     resume  as join, with the wish to go on behind the event 0
+     grpc    STREAMS times a call of the method TARGET with the message BODY at once, all over one connection as clients
+             of gRPC do it, each is read to its end, at which it must have had AMOUNT pieces of text
 
    PID is the server's process, whose CPU time (all its threads) is told for the measured stretch, beside this
-   process's own since its start. Times are CLOCK_MONOTONIC. A chunk of `paced` has in its text @ and the time of its tick in nanoseconds. A piece of text of `sse` is PIECE, so that it
-   does not matter how many of them an event has. */
+   process's own since its start. Times are CLOCK_MONOTONIC. A paced chunk has in its text @ and the time of its tick in
+   nanoseconds. A piece of text of `sse` and of what follows it is that or PIECE, so that it does not matter how many of
+   them an event has. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -32,13 +37,13 @@
 
 #define PIECE "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
 
-enum state { UPGRADING, OPEN, HTTP, EVENTS, CLOSED };
+enum state { UPGRADING, OPEN, HTTP, EVENTS, CALL, CLOSED };
 
 struct connection {
     int fd;
     enum state state;
     uint64_t asked, first; /* when; 0: not yet */
-    long chunks;
+    long chunks, run; /* of the letter that PIECE is made of, at the end of what was read */
     int final, closing;
     char *data; /* read and not understood yet */
     size_t have, room;
@@ -50,7 +55,7 @@ static long amount;
 static struct connection *connections;
 
 /* what has happened since the scenario began to count it */
-static long ready, firsts, finals, closed, answers, chunks;
+static long ready, firsts, finals, closed, answers, chunks, events;
 static uint64_t *samples;
 static size_t sample_count, sample_room;
 static int measuring;
@@ -72,16 +77,10 @@ static uint64_t now(void) {
 }
 
 static double cpu_seconds(void) { /* of the server */
-    char path[64], line[1024];
-    unsigned long user, system;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = fopen(path, "r");
-    if (!file || !fgets(line, sizeof line, file)) die("process %d is gone", pid);
-    fclose(file);
-    char *after = strrchr(line, ')');
-    if (!after || sscanf(after + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
-        die("cannot read %s", path);
-    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+    clockid_t its;
+    struct timespec time;
+    if (clock_getcpuclockid(pid, &its) || clock_gettime(its, &time)) die("process %d is gone", pid);
+    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
 static void sample(uint64_t value) {
@@ -134,11 +133,38 @@ static void post(struct connection *each, const char *more) {
     char request[8192];
     int size = snprintf(request, sizeof request,
                         "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                        "%sContent-Length: %zu\r\n\r\n%s",
+                        "A2A-Version: 1.0\r\n%sContent-Length: %zu\r\n\r\n%s",
                         target, port, more, strlen(body), body);
     if (size >= (int)sizeof request) die("the body is too long");
     each->asked = now();
     put(each, request, (size_t)size);
+}
+
+static void put_http2(struct connection *each, int type, int flags, int stream, const char *data, size_t size) {
+    char frame[4096] = {0, (char)(size >> 8), (char)size, (char)type, (char)flags, 0, 0, 0, (char)stream};
+    if (size + 9 > sizeof frame) die("a frame of %zu bytes", size);
+    memcpy(frame + 9, data, size);
+    put(each, frame, size + 9);
+}
+
+static void call(struct connection *each, int stream) {
+    const char *headers[][2] = {
+        {":method", "POST"},     {":scheme", "http"}, {":path", target},
+        {":authority", "127.0.0.1"}, {"te", "trailers"},  {"content-type", "application/grpc"},
+        {"a2a-version", "1.0"},
+    };
+    char head[1024], message[4096] = {0}, *at = head;
+    size_t size = strlen(body);
+    for (size_t n = 0; n < sizeof headers / sizeof *headers; n++) { /* each a literal that is not to be remembered */
+        *at++ = 0;
+        for (int part = 0; part < 2; part++)
+            *at = (char)strlen(headers[n][part]), at = stpcpy(at + 1, headers[n][part]);
+    }
+    if (size + 5 > sizeof message) die("a message of %zu bytes", size);
+    message[3] = (char)(size >> 8), message[4] = (char)size;
+    memcpy(message + 5, body, size);
+    put_http2(each, 1, 4, stream, head, (size_t)(at - head));
+    put_http2(each, 0, 1, stream, message, size + 5);
 }
 
 /* --- connections --- */
@@ -164,6 +190,10 @@ static void open_connection(struct connection *each, enum state state) {
                             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
                             target, port);
         put(each, request, (size_t)size);
+    } else if (state == CALL) {
+        put(each, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24);
+        put_http2(each, 4, 0, 0, "\0\4\x7f\xff\xff\xff", 6); /* windows so wide that none has to be opened again */
+        put_http2(each, 8, 0, 0, "\x7f\xff\0\0", 4);
     }
 }
 
@@ -175,7 +205,7 @@ static void close_connection(struct connection *each) {
 }
 
 static void open_all(enum state state) {
-    ready = firsts = finals = closed = 0;
+    ready = firsts = finals = closed = events = 0;
     for (int at = 0; at < streams; at++) open_connection(&connections[at], state);
 }
 
@@ -208,6 +238,27 @@ static void take_ticks(const char *text, size_t size, uint64_t time) {
         chunks++;
         sample(time > tick ? time - tick : 0);
     }
+}
+
+static void take_pieces(struct connection *each, const char *text, size_t size, uint64_t time) {
+    long before = chunks;
+    take_ticks(text, size, time);
+    for (size_t at = 0; at < size; at++) {
+        each->run = text[at] == *PIECE ? each->run + 1 : 0;
+        if (each->run == sizeof PIECE - 1) each->run = 0, chunks++;
+    }
+    each->chunks += chunks - before;
+}
+
+static void take_all(struct connection *each) {
+    if (each->chunks != amount) die("an answer of %ld pieces, %ld were asked for", each->chunks, amount);
+    finals++;
+}
+
+static void take_end(struct connection *each) {
+    if (each->state == EVENTS) take_all(each);
+    else if (!each->closing) die("the server has closed a connection");
+    close_connection(each);
 }
 
 static void take_chunk(struct connection *each, const char *text, size_t size, uint64_t time) {
@@ -277,22 +328,33 @@ static size_t read_events(struct connection *each, uint64_t time) {
         each->first = time, firsts++;
     }
     while ((end = memchr(each->data + used, '\n', each->have - used))) {
-        const char *line = each->data + used, *piece = line;
+        const char *line = each->data + used;
         if (!memcmp(line, "data:", 5)) {
             if (memmem(line, (size_t)(end - line), "\"error\"", 7)) die("an error: %.*s", (int)(end - line), line);
-            while ((piece = memmem(piece, (size_t)(end - piece), PIECE, sizeof PIECE - 1)))
-                piece += sizeof PIECE - 1, each->chunks++, chunks++;
+            events++;
+            take_pieces(each, line, (size_t)(end - line), time);
         }
         used = (size_t)(end + 1 - each->data);
     }
+    if ((*scenario == 'j' || *scenario == 'r') && each->chunks >= amount) take_end(each);
     return used;
 }
 
-static void take_end(struct connection *each) {
-    if (each->state == EVENTS && each->chunks == amount) finals++;
-    else if (each->state == EVENTS) die("an answer of %ld pieces, %ld were asked for", each->chunks, amount);
-    else if (!each->closing) die("the server has closed a connection");
-    close_connection(each);
+static size_t read_http2(struct connection *each, uint64_t time) {
+    size_t used = 0, size;
+    while (each->have - used >= 9) {
+        const char *frame = each->data + used;
+        size = (size_t)(unsigned char)frame[0] << 16 | (size_t)(unsigned char)frame[1] << 8 | (unsigned char)frame[2];
+        if (each->have - used - 9 < size) break;
+        int type = frame[3], flags = frame[4], stream = (unsigned char)frame[7] << 8 | (unsigned char)frame[8];
+        struct connection *its = &connections[stream / 2 % streams]; /* where what has come of a stream is counted */
+        used += 9 + size;
+        if (type == 0) take_pieces(its, frame + 9, size, time);
+        else if (type == 3 || type == 7) die("the server ends it with a frame of the type %d", type);
+        else if ((type == 4 || type == 6) && !(flags & 1)) put_http2(each, type, 1, 0, frame + 9, type == 4 ? 0 : size);
+        if (type < 2 && flags & 1) take_all(its);
+    }
+    return used;
 }
 
 static void on_readable(struct connection *each) {
@@ -316,6 +378,7 @@ static void on_readable(struct connection *each) {
         else if (each->state == OPEN) more = read_frames(each, time);
         else if (each->state == HTTP) more = read_response(each, time);
         else if (each->state == EVENTS) more = read_events(each, time);
+        else if (each->state == CALL) more = read_http2(each, time);
         used += more;
         each->have -= more;
         memmove(each->data, each->data + more, each->have);
@@ -338,7 +401,7 @@ static void turn_until(const long *count, long enough) {
         uint64_t begun = now();
         while (*count == before) {
             turn(1000000000u);
-            if (now() - begun > 120000000000u) die("stuck at %ld of %ld", *count, enough);
+            if (now() - begun > 300000000000u) die("stuck at %ld of %ld", *count, enough);
         }
     }
 }
@@ -352,7 +415,7 @@ static void turn_for(uint64_t nanoseconds) {
 
 static void print_rate(const char *of, long count, uint64_t begun, double cpu) {
     double seconds = (double)(now() - begun) / 1e9;
-    printf("\"%s\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.3f", of, count, seconds, cpu_seconds() - cpu);
+    printf("\"%s\": %ld, \"seconds\": %.6f, \"cpu_seconds\": %.6f", of, count, seconds, cpu_seconds() - cpu);
     printf(", \"client_seconds\": %.6f", (double)clock() / CLOCKS_PER_SEC);
 }
 
@@ -432,21 +495,39 @@ static void posts(void) {
     print_samples();
 }
 
-static void events(void) {
+static void tell_pieces(uint64_t begun, double cpu) {
+    turn_until(&finals, streams);
+    print_rate("pieces", chunks, begun, cpu);
+    printf(", \"events\": %ld", events);
+    if (sample_count) printf(", "), print_samples();
+}
+
+static void sse(void) {
     open_all(EVENTS);
     turn_for(50000000u); /* connected, and known to the server */
     double cpu = cpu_seconds();
     uint64_t begun = now();
     for (int at = 0; at < streams; at++)
-        post(&connections[at], "Accept: text/event-stream\r\nA2A-Version: 1.0\r\nConnection: close\r\n");
-    turn_until(&finals, streams);
-    print_rate("pieces", chunks, begun, cpu);
+        post(&connections[at], *scenario == 'r'
+                                   ? "Accept: text/event-stream\r\nConnection: close\r\nLast-Event-ID: 0\r\n"
+                                   : "Accept: text/event-stream\r\nConnection: close\r\n");
+    tell_pieces(begun, cpu);
+}
+
+static void grpc(void) {
+    open_connection(connections, CALL);
+    turn_for(50000000u);
+    double cpu = cpu_seconds();
+    uint64_t begun = now();
+    for (int at = 0; at < streams; at++) call(connections, 2 * at + 1);
+    tell_pieces(begun, cpu);
 }
 
 int main(int count, char **arguments) {
     static const struct { const char *name; void (*run)(void); } all[] = {
         {"burst", burst}, {"paced", paced}, {"first", first}, {"cycles", cycles},
-        {"hold", hold},   {"post", posts},  {"sse", events},
+        {"hold", hold},   {"post", posts},  {"sse", sse},     {"join", sse},
+        {"resume", sse},  {"grpc", grpc},
     };
     if (count != 8) return fprintf(stderr, "client SCENARIO PORT PID TARGET BODY STREAMS AMOUNT\n"), 2;
     scenario = arguments[1], port = atoi(arguments[2]), pid = atoi(arguments[3]);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ class Contestant(NamedTuple):
     name: str
     family: str
     """``ours``, ``peer`` (WebSockets and REST under uvicorn), ``other`` (beside the peers, where its package happens to
-    be installed; ratios do not refer to it), ``a2a`` (the official SDK's server)."""
+    be installed; ratios do not refer to it), ``a2a`` (the official SDK's server), ``ours-grpc``, ``a2a-grpc``."""
     command: list[str]
     """Module and arguments; ``{tmp}`` is a folder of its own."""
 
@@ -47,13 +46,18 @@ ALL: Final = [
     *UVLOOP,
     Contestant("a2a-sdk-memory", "a2a", ["tests.bench.a2a_sdk", "memory"]),
     Contestant("a2a-sdk-sqlite", "a2a", ["tests.bench.a2a_sdk", "{tmp}/bench.db"]),
+    *(
+        Contestant(f"ours-grpc-{store}", "ours-grpc", ["tests.bench.ours", *each, "grpc"])
+        for store, each in STORES.items()
+    ),
+    Contestant("a2a-sdk-grpc-memory", "a2a-grpc", ["tests.bench.a2a_sdk", "memory", "grpc"]),
+    Contestant("a2a-sdk-grpc-sqlite", "a2a-grpc", ["tests.bench.a2a_sdk", "{tmp}/bench.db", "grpc"]),
 ]
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process with all its threads; the clock ticks in hundredths."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of a process with all its threads."""
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid says
 
 
 class Running(NamedTuple):
@@ -66,17 +70,17 @@ class Running(NamedTuple):
     def cpu_seconds(self) -> float:
         return cpu_seconds(self.pid)
 
-    def memory_kib(self) -> int:
-        """What is its alone, with its share of what is shared (PSS)."""
+    def memory_kib(self, kind: str = "Pss") -> int:
+        """``Pss``: what is its alone, with its share of what is shared; ``Rss``: with all of that."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(f"{kind}:"):
                 return int(line.split()[1])
         raise RuntimeError("the system does not tell the memory of a process")
 
-    def settle(self) -> None:
-        """Waits, for at most five seconds, until it has nothing left to do."""
+    def settle(self, most: float = 5) -> None:
+        """Waits, for so many seconds at most, until it has nothing left to do."""
         used = self.cpu_seconds()
-        for _ in range(25):
+        for _ in range(round(most / 0.2)):
             time.sleep(0.2)
             before, used = used, self.cpu_seconds()
             if used - before < 0.015:

@@ -14,6 +14,9 @@ TICK_NS: Final = 25_000_000
 
 TEXT: Final = "x" * SIZE
 
+LONG: Final = "x" * 4096
+"""So much that the buffers of the system do not hold what a stalled reader leaves."""
+
 
 def ask(count: int) -> str:
     """The request for ``count`` chunks."""

@@ -170,13 +170,15 @@ def print_tables(sampler: Sampler, cost: float, most: int = 30) -> None:
 
 def main() -> None:
     measurable = {each.name: each for each in scenarios.ALL if any(figure.name == "cpu" for figure in each.figures)}
-    candidates = {each.name: each for each in contestants.ALL if each.family == "ours"}
+    candidates = {each.name: each for each in contestants.ALL if each.family.startswith("ours")}
     parser = argparse.ArgumentParser(prog="python -m tests.bench.profile", description=__doc__)
     parser.add_argument("scenario", nargs="?", default="burst-1", choices=measurable)
-    parser.add_argument("--contestant", default="ours-memory", choices=candidates)
+    parser.add_argument("--contestant", choices=candidates, help="left out: the first that takes part")
     parser.add_argument("--scale", type=float, default=2.0, help="of all sizes and durations")
     options = parser.parse_args()
-    scenario, contestant = measurable[options.scenario], candidates[options.contestant]
+    scenario = measurable[options.scenario]
+    name = options.contestant or next(each.name for each in candidates.values() if scenario.takes(each))
+    contestant = candidates[name]
     with tempfile.TemporaryDirectory() as folder:
         trio.run(profile, Client(folder), scenario, contestant, options.scale, folder)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Final, NamedTuple, Self
 
-from tests.bench import cancelling, load, starting
+from tests.bench import a2a, cancelling, load, starting
 from tests.bench.client import Client
 from tests.bench.contestants import Contestant, Running, start
 
@@ -19,6 +19,7 @@ BUSY_STREAMS: Final = 100
 PLAIN: Final = ("ours-memory", "ours-sqlite")
 """Contestants of the scenarios that start ``hector serve`` themselves."""
 A2A: Final = ("ours-memory", "ours-sqlite", "ours-full")
+WEBHOOK_STREAMS: Final = 10
 
 
 class Bench:
@@ -65,11 +66,14 @@ class Scenario(NamedTuple):
     figures: tuple[Figure, ...]
     measure: Callable[[Bench, Contestant], Iterable[float]]
     """One value for each figure."""
-    takes: Callable[[Contestant], bool] = lambda contestant: contestant.family != "a2a"
+    takes: Callable[[Contestant], bool] = lambda contestant: contestant.family in ("ours", "peer", "other")
     peers: str = "peer"
     """The family that ratios refer to."""
     warm: bool = True
     """Whether a first round is thrown away."""
+
+
+PIECES: Final = (Figure("rate", "pieces/s", "higher"), Figure("cpu", "us/piece"))
 
 
 def _rate(found: dict[str, float], of: str) -> tuple[float, float]:
@@ -182,22 +186,85 @@ def idle() -> Scenario:
     return Scenario("idle", about, (Figure("memory", "KiB/stream"),), measure, warm=False)
 
 
-def a2a(streams: int) -> Scenario:
+def takes_a2a(contestant: Contestant) -> bool:
+    return contestant.family == "a2a" or contestant.name in A2A
+
+
+def a2a_sse(streams: int) -> Scenario:
     def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
         server = bench.server(contestant)
         if contestant.family == "ours":
             check_served(server, "/a2a/burst/.well-known/agent-card.json")
         count = bench.scaled(400 if streams == 1 else 50, 10)
-        message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": str(count)}]}
-        call = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": message}}
-        found = bench.client.run("sse", server, "/a2a/burst", json.dumps(call), streams=streams, amount=count)
+        body = a2a.jsonrpc("SendStreamingMessage", message=a2a.message(count))
+        found = bench.client.run("sse", server, "/a2a/burst", body, streams=streams, amount=count)
         return _rate(found, "pieces")
 
-    figures = Figure("rate", "pieces/s", "higher"), Figure("cpu", "us/piece")
     about = f"A2A 1.0 SendStreamingMessage, {streams} at once, an artifact in pieces of {load.SIZE} characters"
-    return Scenario(
-        f"a2a-{streams}", about, figures, measure, lambda each: each.family == "a2a" or each.name in A2A, peers="a2a"
+    return Scenario(f"a2a-{streams}", about, PIECES, measure, takes_a2a, peers="a2a")
+
+
+def a2a_grpc(streams: int) -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        count = bench.scaled(400 if streams == 1 else 50, 10)
+        body, method = a2a.grpc_message("burst", count), "/lf.a2a.v1.A2AService/SendStreamingMessage"
+        found = bench.client.run("grpc", bench.server(contestant), method, body, streams=streams, amount=count)
+        return _rate(found, "pieces")
+
+    about = f"the same over gRPC, {streams} at once on one connection"
+    takes = lambda each: each.family in ("ours-grpc", "a2a-grpc")  # noqa: E731
+    return Scenario(f"grpc-{streams}", about, PIECES, measure, takes, peers="a2a-grpc")
+
+
+def webhook(seconds: int, count: int) -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        slow = bench.scaled(seconds * 1000) / 1000
+        server = bench.server(contestant)
+        return *a2a.told(bench.client, server, slow, WEBHOOK_STREAMS, bench.scaled(count, 4)), slow
+
+    figures = (
+        *(Figure(f"{how} {what}", unit) for how in ("alone", "told") for what, unit in (("all", "s"), ("p99", "ms"))),
+        Figure("webhook", "s", ""),
     )
+    about = (
+        f"A2A streams of {count} pieces, 40 a second, {WEBHOOK_STREAMS} at once, alone and with a webhook that takes"
+        f" {seconds} s to answer (scaled)"
+    )
+    return Scenario(f"webhook-{seconds}", about, figures, measure, takes_a2a, peers="a2a", warm=False)
+
+
+def behind() -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        return a2a.behind(bench.client, bench.server(contestant), bench.scaled(10_000, 10))
+
+    figures = (
+        *(Figure(f"task{each}", "ms") for each in ("", " cpu")),
+        *(Figure(f"replay{each}", "ms", "") for each in ("", " cpu")),
+        Figure("events", "", ""),
+    )
+    about = (
+        "A2A: who joins 10,000 pieces behind is given the task, and asks again to go on from the start (replay): who"
+        " cannot gives the task once more, which is one event"
+    )
+    return Scenario("behind", about, figures, measure, takes_a2a, peers="a2a")
+
+
+def stalled() -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        return a2a.stalled(bench.server(contestant), bench.scaled(3000, 10))
+
+    about = "A2A: a stream of 3,000 versions of an artifact that is read when all have been made: what of it comes"
+    figures = Figure("events", "%", "higher"), Figure("took", "ms", "")
+    return Scenario("stalled", about, figures, measure, takes_a2a, peers="a2a", warm=False)
+
+
+def parked() -> Scenario:
+    def measure(bench: Bench, contestant: Contestant) -> Iterable[float]:
+        return a2a.parked(bench.client, contestant, bench.scaled(1000, 10))
+
+    about = "A2A: memory of a task that waits for an answer; 1,000 of them in a new server"
+    figures = Figure("PSS", "KiB/task"), Figure("RSS", "KiB/task")
+    return Scenario("parked", about, figures, measure, takes_a2a, peers="a2a", warm=False)
 
 
 def check_served(server: Running, path: str) -> None:
@@ -242,6 +309,13 @@ ALL: Final = [
     idle(),
     cancel(),
     start_up(),
-    a2a(1),
-    a2a(20),
+    a2a_sse(1),
+    a2a_sse(20),
+    a2a_grpc(1),
+    a2a_grpc(20),
+    webhook(1, 40),
+    webhook(10, 8),
+    behind(),
+    stalled(),
+    parked(),
 ]

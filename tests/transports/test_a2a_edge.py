@@ -29,6 +29,9 @@ class Given:
             raise first
         return first
 
+    def nudge(self) -> None:
+        self.given.append([])
+
     async def aclose(self) -> None:
         self.closed += 1
 

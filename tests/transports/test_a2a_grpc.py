@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import ssl
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
 import pytest
 import trio
+import trustme
 from a2a.types import a2a_pb2 as pb
 from a2a.types import a2a_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from h2.errors import ErrorCodes
 from h2.events import ResponseReceived, StreamReset, TrailersReceived
+from msgspec.structs import replace
 
 from hector_trio import Part
 from hector_trio.a2a.cards import RESUME
 from hector_trio.a2a.protobuf import encode
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent
+from hector_trio.config import Settings, Tls
 from hector_trio.transports.a2a import OPERATIONS
 from hector_trio.transports.a2a_grpc import RESPONSES, SERVICE, STATUS, seconds_of, trailers
-from tests.a2a.speaking import agent_of, speaking
+from tests.a2a.speaking import Speaker, agent_of, speaking
 from tests.hostile import Peer, pause
 from tests.serving import Served, serving, settings_of
 from tests.test_http2 import Client
@@ -33,13 +38,37 @@ T = TypeVar("T")
 VERSION = (("a2a-version", "1.0"),)
 ON = settings_of(server={"http2": True})
 TOKEN = "secret-token-of-a-test"
+AUTHORITY = trustme.CA()
+
+
+@pytest.fixture(params=["plain", "tls"])
+def on(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """The settings of a server of gRPC, without TLS and with it."""
+    if request.param == "plain":
+        return ON
+    made = AUTHORITY.issue_cert("127.0.0.1")
+    made.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    made.private_key_pem.write_to_path(tmp_path / "key.pem")
+    tls = Tls(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    return settings_of(server={"http2": True, "tls": tls})
+
+
+def trusted(*alpn: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    context.set_alpn_protocols(alpn)
+    return context
 
 
 class Caller:
     """A stock client: its calls block, so each is made in a thread."""
 
     def __init__(self, served: Served, metadata: Any = VERSION, **options: Any) -> None:
-        self.channel = grpc.insecure_channel(served.host, **options)
+        if served.url.startswith("https:"):
+            trusted = grpc.ssl_channel_credentials(AUTHORITY.cert_pem.bytes())
+            self.channel = grpc.secure_channel(served.host, trusted, **options)
+        else:
+            self.channel = grpc.insecure_channel(served.host, **options)
         self.stub: Any = a2a_pb2_grpc.A2AServiceStub(self.channel)  # type: ignore[no-untyped-call]
         self.metadata = metadata
 
@@ -111,8 +140,8 @@ def info_of(error: Any) -> Any:
 # ---- what it carries
 
 
-async def test_a_message_is_sent_and_its_task_is_got_and_listed() -> None:
-    async with calling() as (_, caller):
+async def test_a_message_is_sent_and_its_task_is_got_and_listed(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         task = (await caller("SendMessage", message("hi"))).task
         assert task.status.state == pb.TASK_STATE_COMPLETED
         assert text_of(task.artifacts) == "hi and more"
@@ -134,8 +163,8 @@ async def test_bytes_and_free_values_arrive_as_they_are() -> None:
         assert list(free.data.struct_value["a"]) == [1, 2.5, None, True, "x"]
 
 
-async def test_a_stream_begins_with_the_task_and_ends_with_its_end() -> None:
-    async with calling() as (_, caller):
+async def test_a_stream_begins_with_the_task_and_ends_with_its_end(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         events = await caller.all("SendStreamingMessage", message("hi"))
         assert events[0].HasField("task")
         assert events[-1].status_update.status.state == pb.TASK_STATE_COMPLETED
@@ -169,8 +198,8 @@ async def test_a_task_that_asks_is_answered() -> None:
         assert answered.context_id == asked.context_id
 
 
-async def test_a_task_is_subscribed_to_and_canceled() -> None:
-    async with calling() as (_, caller):
+async def test_a_task_is_subscribed_to_and_canceled(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         request = message("slow")
         request.configuration.return_immediately = True
         task = (await caller("SendMessage", request)).task
@@ -198,12 +227,12 @@ async def test_webhooks_are_configured() -> None:
         assert not (await caller("ListTaskPushNotificationConfigs", every)).configs
 
 
-async def test_the_tenant_names_the_agent_and_nothing_the_default_one() -> None:
+async def test_the_tenant_names_the_agent_and_nothing_the_default_one(on: Settings) -> None:
     async def other(ctx: Context) -> None:
         await ctx.emit_text("other")
 
     agents = {**agent_of(agent), "b": FunctionAgent(AgentInfo("b", "Agent B"), other)}
-    async with serving(settings_of(server={"http2": True}, default_agent="b"), agents) as served:
+    async with serving(replace(on, default_agent="b"), agents) as served:
         caller = Caller(served)
         assert text_of((await caller("SendMessage", message("hi", ""))).task.artifacts) == "other"
         assert text_of((await caller("SendMessage", message("hi"))).task.artifacts) == "hi and more"
@@ -222,6 +251,34 @@ async def test_the_card_says_where_it_is_if_it_is_there() -> None:
                 assert each == {"url": served.host, "protocolBinding": "GRPC", "protocolVersion": "1.0", "tenant": "a"}
 
 
+@pytest.mark.parametrize("on", ["tls"], indirect=True)
+async def test_over_tls_http_1_1_is_spoken_on_the_same_port(on: Settings) -> None:
+    async with calling(settings=on) as (served, caller):
+        stream = caller.stub.SendStreamingMessage(message("slow"), metadata=VERSION)
+        task = (await blocking(lambda: next(stream))).task
+        for alpn, spoken in ((("h2", "http/1.1"), "h2"), (("http/1.1",), "http/1.1")):
+            async with await trio.open_ssl_over_tcp_stream(*served.address, ssl_context=trusted(*alpn)) as peer:
+                await peer.do_handshake()
+                assert peer.selected_alpn_protocol() == spoken
+        async with served.client(verify=trusted("http/1.1")) as http:
+            speaker = Speaker(http)
+            assert (await speaker.get(task.id))["status"]["state"] == "TASK_STATE_WORKING"
+            await speaker.ask("CancelTask", {"id": task.id})
+        rest = await blocking(lambda: list(stream))
+        assert rest[-1].status_update.status.state == pb.TASK_STATE_CANCELED
+
+
+@pytest.mark.parametrize("on", ["tls"], indirect=True)
+async def test_a_client_that_does_not_know_the_authority_sends_nothing(on: Settings) -> None:
+    async with calling(settings=on) as (served, caller):
+        with grpc.secure_channel(served.host, grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())) as channel:
+            stranger: Any = a2a_pb2_grpc.A2AServiceStub(channel)  # type: ignore[no-untyped-call]
+            with pytest.raises(grpc.RpcError) as caught:
+                await blocking(lambda: stranger.SendMessage(message("hi"), metadata=VERSION, timeout=10))
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert not (await caller("ListTasks", pb.ListTasksRequest(tenant="a"))).tasks
+
+
 async def test_a_compressed_message_is_read() -> None:
     async with calling() as (served, _):
         caller = Caller(served, compression=grpc.Compression.Gzip)
@@ -236,8 +293,8 @@ async def test_a_compressed_message_is_read() -> None:
 # ---- what is refused
 
 
-async def test_an_error_carries_its_status_its_message_and_its_details() -> None:
-    async with calling() as (_, caller):
+async def test_an_error_carries_its_status_its_message_and_its_details(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         error = await caller.refused("GetTask", pb.GetTaskRequest(id="nöne%", tenant="a"))
         assert error.code() == grpc.StatusCode.NOT_FOUND
         assert error.details() == "Task 'nöne%' was not found"
@@ -257,8 +314,8 @@ async def test_an_error_carries_its_status_its_message_and_its_details() -> None
         )
 
 
-async def test_an_error_of_a_stream_is_its_end() -> None:
-    async with calling() as (_, caller):
+async def test_an_error_of_a_stream_is_its_end(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         with pytest.raises(grpc.RpcError) as caught:
             await caller.all("SubscribeToTask", pb.SubscribeToTaskRequest(id="none", tenant="a"))
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
@@ -324,8 +381,8 @@ def test_a_deadline_has_a_unit(text: str, seconds: float) -> None:
 # ---- ends
 
 
-async def test_a_deadline_ends_the_call_and_not_the_task() -> None:
-    async with calling() as (_, caller):
+async def test_a_deadline_ends_the_call_and_not_the_task(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         error = await caller.refused("SendMessage", message("slow"), within=0.3)
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         listed = await caller("ListTasks", pb.ListTasksRequest(tenant="a"))
@@ -341,8 +398,8 @@ async def test_the_server_keeps_a_deadline_of_itself() -> None:
         assert dict(headers)[b"grpc-status"] == b"4"
 
 
-async def test_a_client_that_cancels_ends_its_stream_and_not_the_task() -> None:
-    async with calling() as (served, caller):
+async def test_a_client_that_cancels_ends_its_stream_and_not_the_task(on: Settings) -> None:
+    async with calling(settings=on) as (served, caller):
         stream = caller.stub.SendStreamingMessage(message("slow"), metadata=VERSION)
         first = await blocking(lambda: next(stream))
         assert served.services.metrics.open_streams("grpc") == 1
@@ -354,8 +411,8 @@ async def test_a_client_that_cancels_ends_its_stream_and_not_the_task() -> None:
         assert task.status.state == pb.TASK_STATE_WORKING
 
 
-async def test_a_stream_goes_on_while_others_call_on_the_same_connection() -> None:
-    async with calling() as (_, caller):
+async def test_a_stream_goes_on_while_others_call_on_the_same_connection(on: Settings) -> None:
+    async with calling(settings=on) as (_, caller):
         stream = caller.stub.SendStreamingMessage(message("slow"), metadata=VERSION)
         first = await blocking(lambda: next(stream))
         for n in range(20):
@@ -388,10 +445,13 @@ async def test_many_clients_stream_at_once() -> None:
 
 
 @asynccontextmanager
-async def raw(served: Served) -> AsyncIterator[Client]:
+async def raw(served: Served, **options: Any) -> AsyncIterator[Client]:
     with trio.fail_after(20):
-        async with await trio.open_tcp_stream(*served.address) as stream:
-            client = Client(Peer(stream))
+        tcp = await trio.open_tcp_stream(*served.address)
+        secure = served.url.startswith("https:")
+        stream = trio.SSLStream(tcp, trusted("h2"), server_hostname=served.address[0]) if secure else tcp
+        async with stream:
+            client = Client(Peer(stream), **options)
             await client.flush()
             yield client
 
@@ -430,15 +490,11 @@ async def test_a_message_that_is_none_is_refused_and_the_connection_goes_on(body
         assert (await trailers_of(client, stream))[b"grpc-status"] == b"0"
 
 
-async def test_a_stream_nobody_gives_a_window_to_is_cut_and_its_task_goes_on() -> None:
-    settings = settings_of(server={"http2": True}, limits={"send_timeout": 0.3})
-    async with calling(settings=settings) as (served, caller):
-        with trio.fail_after(20):
-            async with await trio.open_tcp_stream(*served.address) as stream:
-                client = Client(Peer(stream), window=0)
-                await client.flush()
-                body = encode("SendMessageRequest", {"tenant": "a", "message": said("slow")})
-                asked = await ask(client, "SendStreamingMessage", body)
-                assert (await client.next(StreamReset, asked)).error_code == ErrorCodes.CANCEL
+async def test_a_stream_nobody_gives_a_window_to_is_cut_and_its_task_goes_on(on: Settings) -> None:
+    settings = replace(on, limits=replace(on.limits, send_timeout=0.3))
+    async with calling(settings=settings) as (served, caller), raw(served, window=0) as client:
+        body = encode("SendMessageRequest", {"tenant": "a", "message": said("slow")})
+        asked = await ask(client, "SendStreamingMessage", body)
+        assert (await client.next(StreamReset, asked)).error_code == ErrorCodes.CANCEL
         listed = await caller("ListTasks", pb.ListTasksRequest(tenant="a"))
         assert [each.status.state for each in listed.tasks] == [pb.TASK_STATE_WORKING]

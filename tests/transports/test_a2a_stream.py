@@ -12,7 +12,7 @@ from hector_trio.a2a.cards import RESUME
 from hector_trio.a2a.errors import InvalidParamsError
 from hector_trio.agents import Context
 from hector_trio.auth import LOCAL
-from hector_trio.transports import a2a_stream
+from hector_trio.transports import a2a_edge
 from hector_trio.transports.a2a import OPERATIONS, Caller, perform
 from hector_trio.transports.a2a_stream import Place
 from tests.a2a.speaking import (
@@ -147,8 +147,8 @@ async def test_a_stream_goes_on_while_a_permission_is_waited_for(binding: Bindin
 
 @both
 async def test_a_silent_stream_says_that_it_is_there(binding: Binding, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert a2a_stream.KEEP_ALIVE < 3
-    monkeypatch.setattr(a2a_stream, "KEEP_ALIVE", 0.05)
+    assert a2a_edge.KEEP_ALIVE < 3
+    monkeypatch.setattr(a2a_edge, "KEEP_ALIVE", 0.05)
     counting = Counting()
     async with speaking(counting, binding) as (_, speaker):
         async with speaker.stream("SendStreamingMessage", message_of()) as stream:
@@ -164,7 +164,7 @@ async def test_a_silent_stream_says_that_it_is_there(binding: Binding, monkeypat
 async def test_a_stream_is_open_while_an_agent_decides_how_to_answer(
     binding: Binding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(a2a_stream, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(a2a_edge, "KEEP_ALIVE", 0.05)
     decided = trio.Event()
 
     async def decides(ctx: Context) -> None:

@@ -9,7 +9,7 @@ import trio
 from hector_trio.a2a import types as a2a
 from hector_trio.agents import Context
 from hector_trio.models import Status
-from hector_trio.transports.a2a_tasks import STATES, task_from_row
+from hector_trio.transports.a2a_tasks import STATES, history, task_from_row
 from tests.a2a.speaking import message_of, speaking
 from tests.serving import settings_of
 
@@ -41,6 +41,24 @@ async def test_a_row_says_the_same_as_its_log() -> None:
             assert listed["status"]["state"] == from_log["status"]["state"]
             assert listed["status"].get("message") == from_log["status"].get("message")
             assert listed["status"]["timestamp"] >= from_log["status"]["timestamp"]
+
+
+async def test_a_task_that_ends_while_it_is_looked_at_has_no_output_in_its_history() -> None:
+    go_on = trio.Event()
+
+    async def says(ctx: Context) -> None:
+        await go_on.wait()
+        await ctx.emit_text("said")
+
+    async with speaking(says) as (served, speaker):
+        async with speaker.stream("SendStreamingMessage", message_of("say")) as stream:
+            task = (await stream.until("statusUpdate", state="WORKING")).value
+            row = await served.engine.find("local", "a", task["taskId"])
+            assert row is not None
+            go_on.set()
+            await stream.rest()
+        found = await history(served.engine.store, row, None)
+    assert [each.parts[0].text for each in found] == ["say"]
 
 
 def test_every_state_is_in_the_store() -> None:
