@@ -410,10 +410,15 @@ async def delete_push_config(caller: Caller, request: a2a.DeleteTaskPushNotifica
 
 
 def card(services: Services, agent: Agent, base: str, *, extended: bool = False) -> a2a.AgentCard:
-    """What an agent says of itself here."""
+    """What an agent says of itself here, signed where there is a key (8.4): as it is on every binding."""
     secured, push = services.authenticator.required, services.push is not None and agent.info.a2a.push
     grpc = services.settings.server.http2
-    return cards.card(agent.info, base, secured=secured, push=push, extended=extended, grpc=grpc)
+    made = cards.card(agent.info, base, secured=secured, push=push, extended=extended, grpc=grpc)
+    if services.signer is None:
+        return made
+    signed = services.signer.signed(cards.both_dialects(made))
+    signatures = msgspec.convert(signed["signatures"], list[a2a.AgentCardSignature])
+    return msgspec.structs.replace(made, signatures=signatures)
 
 
 async def get_extended_card(caller: Caller, request: a2a.GetExtendedAgentCardRequest) -> a2a.AgentCard:

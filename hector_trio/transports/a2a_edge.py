@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from email.utils import formatdate
 from typing import Any, Final
 
 import structlog
 import trio
 
-from hector_trio.a2a import errors
+from hector_trio.a2a import cards, errors
 from hector_trio.a2a import types as a2a
 from hector_trio.a2a.requests import extensions_of
 from hector_trio.agents import Agent
@@ -18,10 +19,14 @@ from hector_trio.auth import CHALLENGE
 from hector_trio.observability import Metrics
 from hector_trio.sse import comment
 from hector_trio.transports.a2a import Caller, Event, Events, Operation, activated, perform
+from hector_trio.transports.negotiation import matches_weakly
 from hector_trio.transports.problems import RETRY_AFTER
 from hector_trio.transports.routes import Call, Reply
 
 JSON: Final = "application/json"
+
+STARTED: Final = formatdate(usegmt=True)
+"""A card does not change while the server runs."""
 
 log = structlog.stdlib.get_logger("hector_trio.a2a")
 
@@ -81,6 +86,17 @@ def status_reply(error: errors.A2AError, media_type: str = a2a.MEDIA_TYPE, heade
     status = errors.codes_of(error).http
     more = {**headers, **refusal_headers(error, status)}
     return Reply(status, a2a.encode(errors.http_body(error)), media_type, more)
+
+
+def card_reply(call: Call, card: a2a.AgentCard, media_type: str, headers: Mapping[str, str]) -> Reply:
+    """A card, which clients may keep (8.6): 304 where the client has it already. ``headers`` say for whom it is."""
+    body = a2a.encode(cards.both_dialects(card))
+    tag = cards.entity_tag(body)
+    headers = {**headers, "ETag": tag, "Last-Modified": STARTED}
+    known = call.header("If-None-Match")
+    if matches_weakly(known, tag) if known is not None else call.header("If-Modified-Since") == STARTED:
+        return Reply(304, headers=headers)
+    return Reply(body=body, media_type=media_type, headers=headers)
 
 
 class ServerSentEvents:
