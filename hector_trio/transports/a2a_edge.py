@@ -125,11 +125,15 @@ class ServerSentEvents:
     async def __anext__(self) -> bytes:
         if self._done or trio.current_time() >= self._until:
             raise StopAsyncIteration
-        try:
-            events = await anext(self._events)
-        except errors.A2AError as error:
-            self._done = True
-            return self._failed(error)
+        events: list[Event] | None = None
+        with trio.move_on_at(self._until):
+            try:
+                events = await anext(self._events)
+            except errors.A2AError as error:
+                self._done = True
+                return self._failed(error)
+        if events is None:
+            raise StopAsyncIteration
         if not events:
             return comment()
         return b"".join(b"id: %b\ndata: %b\n\n" % (each.id.encode(), self._encode(each.payload)) for each in events)
