@@ -49,7 +49,7 @@ from hector_trio.runs import (
     last_change,
 )
 from hector_trio.session import MessageRow, wire_message
-from hector_trio.stores import Accepted, Append, Change, Idempotency, NewTask, Store
+from hector_trio.stores import Accepted, Append, Change, Idempotency, NewPush, NewTask, Push, Store
 from hector_trio.task import (
     Fold,
     Mark,
@@ -106,6 +106,8 @@ class Order(Struct, frozen=True):
     request: TaskRequest
     default_policy: Literal["cancel", "continue"]
     idempotency: Idempotency | None = None
+    push: Push | None = None
+    """A webhook that is to be kept with the task."""
 
 
 class Engine:
@@ -211,6 +213,7 @@ class Engine:
             created_at=now_ms(),
             session_id=session_id,
             idempotency=order.idempotency,
+            push=order.push,
         )
         name = (new.owner, new.agent_id, new.task_id)
         turn = self._enter(order, new, session_id)
@@ -367,9 +370,10 @@ class Engine:
         nursery: trio.Nursery | None = None,
         idempotency: Idempotency | None = None,
         message: A2aMessage | None = None,
+        push: NewPush | None = None,
     ) -> TaskRow:
         """Accepts the answer of a task that waits for input and starts its next run; returns the row once the answer is
-        committed.
+        committed, and ``push`` with it.
 
         The run starts in the nursery of the connection that started the task, if it was to end with that; if that has
         gone meanwhile, in ``nursery``. Cancelled before the commit: nothing has happened.
@@ -396,7 +400,7 @@ class Engine:
         parked.answering = True
         accepted = None
         try:
-            accepted = await self._accept_answer(row, content, idempotency, message)
+            accepted = await self._accept_answer(row, content, idempotency, message, push)
         finally:
             parked.answering = False
             if accepted is None:
@@ -416,7 +420,12 @@ class Engine:
         return accepted
 
     async def _accept_answer(
-        self, row: TaskRow, content: Content, idempotency: Idempotency | None, message: A2aMessage | None
+        self,
+        row: TaskRow,
+        content: Content,
+        idempotency: Idempotency | None,
+        message: A2aMessage | None,
+        push: NewPush | None,
     ) -> TaskRow:
         row = await self.store.get_task_by_key(row.key) or row
         if row.status != "input_required" or row.question is None:
@@ -424,7 +433,8 @@ class Engine:
         question = msgspec.structs.replace(row.question, answer=content, message=message)
         now = now_ms()
         change = Change("pending", question=question, at=now, mark="answered")
-        append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change, idempotency=idempotency)
+        seq = row.last_seq
+        append = Append(row.key, self.instance, seq + 1, seq, b"", change, idempotency=idempotency, push=push)
         if await self.store.append([append]):
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
         return msgspec.structs.replace(row, status="pending", question=question, status_at=now, mark="answered")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -277,6 +280,42 @@ async def test_a_webhook_whose_task_is_deleted_is_not_told_any_more() -> None:
         assert (await client.http.delete(f"/agents/a/tasks/{task['id']}")).status_code == 204
         await nothing_to_tell(client)
         assert "COMPLETED" not in hook.states
+
+
+@contextmanager
+def no_room_for_webhooks(path: Path) -> Iterator[None]:
+    """A database that takes everything but webhooks, as after a fault between a task and its webhook."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TRIGGER fault BEFORE INSERT ON pushes BEGIN SELECT RAISE(ABORT, 'fault'); END")
+        yield
+        database.execute("DROP TRIGGER fault")
+
+
+async def test_a_message_and_the_webhook_that_it_names_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "hector.db"
+    store = {"store": {"url": str(path)}, "uploads": {"path": str(tmp_path / "uploads")}}
+    speaker = Speaker()
+    message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}
+    answer = {"messageId": "n", "role": "ROLE_USER", "parts": [{"text": "this"}]}
+    async with webhook() as hook, served(speaker, **store) as client:
+        configuration = {"returnImmediately": True, "taskPushNotificationConfig": {"url": hook.url}}
+        with no_room_for_webhooks(path):
+            assert "error" in await client.ask("SendMessage", message=message, configuration=configuration)
+            assert (await client.call("ListTasks"))["totalSize"] == 0
+        speaker.say("?")
+        task = await client.send()
+        while task["status"]["state"] != "TASK_STATE_INPUT_REQUIRED":
+            task = await client.call("GetTask", id=task["id"])
+        answer["taskId"] = task["id"]
+        with no_room_for_webhooks(path):
+            assert "error" in await client.ask("SendMessage", message=answer, configuration=configuration)
+            assert (await client.call("GetTask", id=task["id"]))["status"] == task["status"]
+        for _ in range(2):  # the answer that was refused had not been taken; it is taken once
+            await client.call("SendMessage", message=answer, configuration=configuration)
+        assert len((await client.list(task["id"]))["configs"]) == 1
+        speaker.say(None)
+        await hook.wait_state("COMPLETED")
+        assert hook.text == "<this>"
 
 
 async def test_the_end_that_a_dead_server_left_is_told_by_the_next(tmp_path: Path) -> None:

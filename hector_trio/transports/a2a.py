@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from hector_trio.a2a import cards, errors, requests
 from hector_trio.a2a import types as a2a
@@ -25,6 +26,7 @@ from hector_trio.engine import Order
 from hector_trio.errors import HectorError, NotWaiting, SessionExists
 from hector_trio.log import now_ms
 from hector_trio.models import TaskContext, is_id
+from hector_trio.push import Wish
 from hector_trio.session import SessionRow
 from hector_trio.stores import Idempotency
 from hector_trio.task import EXTENSION_REQUIRED, StoredRequest, TaskRow
@@ -163,25 +165,31 @@ async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
     if (config := configuration.task_push_notification_config) is not None:
         wish = await a2a_push.check(caller, config, "configuration.taskPushNotificationConfig.")
     if message.task_id:
-        row = await _answer(caller, message.task_id, message)
-    else:
-        row = await _begin(caller, request)
-    if wish is not None:
-        await a2a_push.pusher_of(caller).add(row, wish, after=row.last_seq)
-    return row
+        return await _answer(caller, message.task_id, message, wish)
+    return await _begin(caller, request, wish)
 
 
-async def _begin(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
+async def _begin(caller: Caller, request: a2a.SendMessageRequest, wish: Wish | None) -> TaskRow:
     message = request.message
     session_id = await _context(caller, message.context_id)
+    task_id = str(uuid.uuid4())
     stored = StoredRequest(
+        task_id=task_id,
         input=content_of(message),
         context=TaskContext(session_id=session_id, metadata=request.metadata),
         message=message,
         extensions=tuple(sorted(caller.extensions)),
     )
-    accepted = await caller.services.engine.submit(Order(caller.owner, caller.agent_id, stored, "continue"))
-    return accepted.task
+    order = Order(caller.owner, caller.agent_id, stored, "continue")
+    engine = caller.services.engine
+    if wish is None:
+        return (await engine.submit(order)).task
+    pusher = a2a_push.pusher_of(caller)
+    with pusher.room():
+        push = pusher.first(task_id, wish)
+        row = (await engine.submit(replace(order, push=push))).task
+    pusher.begin(replace(push, key=row.key))
+    return row
 
 
 def _check_parts(caller: Caller, message: a2a.Message) -> None:
@@ -227,7 +235,7 @@ async def _context(caller: Caller, context_id: str | None) -> str:
     return row.session_id
 
 
-async def _answer(caller: Caller, task_id: str, message: a2a.Message) -> TaskRow:
+async def _answer(caller: Caller, task_id: str, message: a2a.Message, wish: Wish | None) -> TaskRow:
     """A message to a task that waits for one (3.4.3). The same message again, with its id, answers once."""
     engine = caller.services.engine
     row = await _find(caller, task_id)
@@ -243,7 +251,14 @@ async def _answer(caller: Caller, task_id: str, message: a2a.Message) -> TaskRow
                 f"Task {row.task_id} has ended; it takes no more messages", metadata={"taskId": row.task_id}
             )
         try:
-            return await engine.answer(row, content_of(message), None, key, message)
+            if wish is None:
+                return await engine.answer(row, content_of(message), None, key, message)
+            pusher = a2a_push.pusher_of(caller)
+            with pusher.room((row.key, wish.config_id or row.task_id)):
+                new = await pusher.next(row, wish)
+                answered = await engine.answer(row, content_of(message), None, key, message, new)
+            pusher.begin(new.push)
+            return answered
         except NotWaiting:
             if last:
                 raise
@@ -418,7 +433,7 @@ def card(services: Services, agent: Agent, base: str, *, extended: bool = False)
         return made
     signed = services.signer.signed(cards.both_dialects(made))
     signatures = msgspec.convert(signed["signatures"], list[a2a.AgentCardSignature])
-    return msgspec.structs.replace(made, signatures=signatures)
+    return replace(made, signatures=signatures)
 
 
 async def get_extended_card(caller: Caller, request: a2a.GetExtendedAgentCardRequest) -> a2a.AgentCard:
