@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct
 
 from hector_trio.a2a.mapping import question_message
 from hector_trio.a2a.types import Message as A2aMessage
-from hector_trio.agents import Agent
+from hector_trio.agents import Agent, WithdrawingAgent
 from hector_trio.agents.context import RunContext
 from hector_trio.config import Settings
 from hector_trio.errors import (
@@ -70,6 +70,9 @@ from hector_trio.uploads import Uploads
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
+
+WITHDRAW_LIMIT: Final = 4.0
+"""Seconds that an agent is given to tell somebody that its question will not be answered."""
 
 FIRST_VIEWER: Final = 1.0
 """Seconds within which the first viewer of a task comes, however short its grace."""
@@ -548,6 +551,7 @@ class Engine:
             run.begun = True
             ctx = await self._begin(run)
             assert run.agent is not None
+            run.taken_up = True
             await run.agent.run(ctx)
         return Outcome("completed")
 
@@ -614,10 +618,14 @@ class Engine:
             self._close(run)
             return
         stored = False
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
-            if outcome is None:
+        if outcome is None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
                 outcome = await self._put_question(run)
-            stored = outcome is None or await self._finish(run, outcome)
+                stored = outcome is None
+        if outcome is not None:
+            await self._withdraw(run)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
+                stored = await self._finish(run, outcome)
         status, code = (run.row.status, None) if outcome is None else (outcome.status, outcome.code)
         if self._observer is not None:
             self._observer.run_ended(run.row.agent_id, status, code, seconds)
@@ -627,6 +635,24 @@ class Engine:
             self._unfinished[run] = outcome or STORE_REFUSED
             run.over.set()
             self._changed.unpark_all()
+
+    async def _withdraw(self, run: Run) -> None:
+        """Tells the agent of a task that ends with an open question that nobody will answer it; bounded."""
+        if run.taken_up and run.asked is None:
+            return
+        agent = self.agents.get(run.row.agent_id)
+        if not isinstance(agent, WithdrawingAgent):
+            return
+        try:
+            with trio.move_on_after(WITHDRAW_LIMIT, shield=True):
+                question = run.asked
+                if question is None:
+                    row = await self.store.get_task_by_key(run.row.key)
+                    question = None if row is None else row.question
+                if question is not None:
+                    await agent.withdraw(question.saved)
+        except Exception:
+            log.exception("question_not_withdrawn")  # the task ends all the same
 
     async def _put_question(self, run: Run) -> Outcome | None:
         """The chunk that says what is asked, with the row's change; how the task ends if it cannot wait for input."""
