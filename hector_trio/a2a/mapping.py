@@ -289,14 +289,18 @@ class TaskView:
     def _text(self, text: str) -> StreamResponse:
         """As ``_artifact``, of what most chunks are."""
         artifact = Artifact(OUTPUT, [Part(text=text)])
-        building = self._artifacts.get(OUTPUT)
-        if building is None:
+        append = OUTPUT in self._begun
+        if not append:
+            self._begun.add(OUTPUT)
+        if not self._keep:
+            pass
+        elif not append:
             self._artifacts[OUTPUT] = _Building(artifact)
-        elif isinstance(last := building.parts[-1], list):
+        elif isinstance(last := self._artifacts[OUTPUT].parts[-1], list):
             last.append(text)
         else:
-            building.parts.append([text])
-        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, building is not None)
+            self._artifacts[OUTPUT].parts.append([text])
+        update = TaskArtifactUpdateEvent(self.task_id, self.context_id, artifact, append)
         return StreamResponse(artifact_update=update)
 
     def _artifact(self, chunk: Chunk) -> StreamResponse:

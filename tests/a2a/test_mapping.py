@@ -165,6 +165,18 @@ def test_reading_joined_text_changes_no_task_and_no_output(lines: list[bytes]) -
     assert outputs[0] == outputs[1]
 
 
+def test_who_wants_only_the_events_keeps_nothing_of_what_they_say() -> None:
+    log = Writer()
+    for n in range(3):
+        log.put("text", f"{n}")
+        log.put("data", {"n": n})
+    whole, light = TaskView("t", None, 0), TaskView("t", None, 0, keep=False)
+    for line in log.lines:
+        assert light.take(decode_chunk(line)) == whole.take(decode_chunk(line))
+    assert len(whole.artifacts()[0].parts) == 6
+    assert light.artifacts() == []
+
+
 def test_states_of_the_end() -> None:
     for outcome, state in (
         (Outcome("completed"), "COMPLETED"),
