@@ -67,6 +67,7 @@ from hector_trio.task import (
 )
 from hector_trio.turns import Turn, Turns
 from hector_trio.uploads import Uploads
+from hector_trio.views import Views
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
@@ -138,6 +139,8 @@ class Engine:
         self._writer = writer
         self._observer = observer
         self._uploads = uploads
+        self.views = Views(self.follow, limit=settings.limits.view_bytes, log_retention=settings.tasks.log_retention)
+        """What the tasks are to A2A clients."""
         self._runs: dict[int, Run] = {}
         self._parked: dict[int, Parked] = {}
         self._logs: dict[int, TaskLog] = {}

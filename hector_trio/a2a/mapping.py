@@ -156,9 +156,32 @@ class _Building:
             self.parts.append([part.text])
 
     def built(self) -> Artifact:
-        return replace(
-            self.about, parts=[Part(text="".join(each)) if isinstance(each, list) else each for each in self.parts]
-        )
+        return replace(self.about, parts=[_joined(each) if isinstance(each, list) else each for each in self.parts])
+
+
+def _joined(pieces: list[str]) -> Part:
+    """The pieces as one part, and as one piece from now on: it costs what is new the next time."""
+    pieces[:] = ["".join(pieces)]
+    return Part(text=pieces[0])
+
+
+class TaskSnapshot(Struct, frozen=True):
+    """A task as it was behind one chunk."""
+
+    seq: int
+    task: Task
+    """Without history and metadata."""
+    gap: bool
+    """Whether a part of the log is no longer held."""
+    reply: Message | None
+    """The whole answer, if that is a bare message."""
+    code: str | None
+    said: str | None
+    """How the task failed, and what was said about it."""
+
+    @property
+    def ended(self) -> bool:
+        return self.task.status.state in TERMINAL
 
 
 class TaskView:
@@ -179,9 +202,12 @@ class TaskView:
         """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
+        self._created_at = created_at
+        self._replied_at = 0
+        """The chunk that the reply was."""
         self._keep = keep
-        self._begun: set[str] = set()
-        """The ids of artifacts of which something has come."""
+        self._begun: dict[str, int] = {}
+        """The ids of artifacts of which something has come, and the chunk that was the first of it."""
         self._artifacts: dict[str, _Building] = {}
 
     @property
@@ -196,16 +222,30 @@ class TaskView:
     def interrupted(self) -> bool:
         return self.state in INTERRUPTED
 
-    def task(self, history: list[Message] | None = None, metadata: dict[str, Any] | None = None) -> Task:
-        """The Task as of now."""
-        return Task(
-            self.task_id,
-            self.status,
-            context_id=self.context_id,
-            artifacts=self.artifacts() or None,
-            history=history or None,
-            metadata=metadata or None,
-        )
+    def task(self) -> Task:
+        """The Task as of now, without history and metadata."""
+        return Task(self.task_id, self.status, context_id=self.context_id, artifacts=self.artifacts() or None)
+
+    def snapshot(self) -> TaskSnapshot:
+        return TaskSnapshot(self.seq, self.task(), self.gap, self.reply, self.code, self.said)
+
+    def going_on(self, seq: int | None = None) -> TaskView:
+        """A view that goes on where this one is and keeps nothing; costs the names of the artifacts.
+
+        ``seq``: it goes on behind that chunk, one that this view has taken, and is to be given that chunk first: what
+        the task's state was then, that chunk says.
+        """
+        view = TaskView(self.task_id, None, self._created_at, keep=False)
+        view.context_id = self.context_id
+        if seq is None:
+            view.seq, view.status, view.gap = self.seq, self.status, self.gap
+            view.code, view.said, view.reply = self.code, self.said, self.reply
+        elif seq:
+            view.seq = seq
+            view.status = TaskStatus("TASK_STATE_WORKING", timestamp=view.status.timestamp)
+            view.reply = self.reply if self._replied_at <= seq else None
+        view._begun = {name: first for name, first in self._begun.items() if seq is None or first <= seq}
+        return view
 
     def artifacts(self) -> list[Artifact]:
         return [each.built() for each in self._artifacts.values()]
@@ -235,7 +275,7 @@ class TaskView:
                 return [self._note(chunk, chunk.content.get("message"), None)]
         begun = self.works(chunk.timestamp)
         if chunk.reply is not UNSET:
-            self.reply = _reply(self.context_id, chunk)
+            self.reply, self._replied_at = _reply(self.context_id, chunk), chunk.seq
             return [*begun, StreamResponse(message=self.reply)]
         if chunk.chunk_type in ("text", "data"):
             return [*begun, self._artifact(chunk)]
@@ -291,7 +331,7 @@ class TaskView:
         artifact = Artifact(OUTPUT, [Part(text=text)])
         append = OUTPUT in self._begun
         if not append:
-            self._begun.add(OUTPUT)
+            self._begun[OUTPUT] = self.seq
         if not self._keep:
             pass
         elif not append:
@@ -313,7 +353,7 @@ class TaskView:
         else:
             artifact = Artifact(OUTPUT, [Part(**_content(chunk, None))])
             append, last = OUTPUT in self._begun, False
-        self._begun.add(artifact.artifact_id)
+        self._begun.setdefault(artifact.artifact_id, self.seq)
         if not self._keep:
             pass
         elif append:

@@ -138,6 +138,33 @@ def test_a_view_that_begins_anywhere_goes_on_in_the_same_way(lines: list[bytes],
         assert whole.take(decode_chunk(line)) == late.take(decode_chunk(line))
 
 
+@given(lines=logs(), data=st.data())
+def test_who_joins_or_comes_back_anywhere_is_told_the_same_and_keeps_nothing(
+    lines: list[bytes], data: st.DataObject
+) -> None:
+    chunks = list(map(decode_chunk, lines))
+    at = data.draw(st.integers(0, len(lines)))
+    upto = data.draw(st.integers(at, len(lines)))
+    whole, shared = TaskView("t", "c", 0), TaskView("t", "c", 0)
+    for chunk in chunks[:at]:
+        whole.take(chunk)
+    for chunk in chunks[:upto]:
+        shared.take(chunk)
+    joined_late = shared.going_on()
+    come_back = shared.going_on(at)
+    if at:
+        come_back.take(chunks[at - 1])
+    assert (come_back.seq, come_back.state, come_back.reply) == (whole.seq, whole.state, whole.reply)
+    for n, chunk in enumerate(chunks[at:], at):
+        told = whole.take(chunk)
+        assert come_back.take(chunk) == told
+        if n >= upto:
+            assert joined_late.take(chunk) == told
+            shared.take(chunk)
+    assert shared.snapshot() == whole.snapshot()
+    assert come_back.artifacts() == joined_late.artifacts() == []
+
+
 @given(lines=logs())
 def test_work_is_told_of_before_its_fruits_and_an_end_is_the_last_event(lines: list[bytes]) -> None:
     view = TaskView("t", "c", 0)
