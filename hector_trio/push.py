@@ -23,6 +23,7 @@ from hector_trio.engine import Engine
 from hector_trio.errors import Gone, HectorError, RateLimited
 from hector_trio.log import Wakeup, now_ms
 from hector_trio.reach import Reach, Webhook, parse
+from hector_trio.sealing import Seal
 from hector_trio.stores import NewPush, Push, PushDialect, PushMove
 from hector_trio.task import TaskRow
 from hector_trio.updates import Update, Updates
@@ -89,6 +90,7 @@ class Pusher:
         self._engine = engine
         self._store = engine.store
         self._settings = settings
+        self._seal = Seal(settings.encryption_keys)
         self._tls = tls
         self._resolve = resolve
         self._made: Webhooks | None = None
@@ -138,7 +140,7 @@ class Pusher:
             new, known = await self._next(row, wish, after)
             await self._store.put_push(new)
         self.begin(new.push, quiet=not known and after is None)
-        return new.push
+        return self._seal.opened(new.push)
 
     @contextmanager
     def room(self, name: tuple[int, str] | None = None) -> Iterator[None]:
@@ -153,12 +155,12 @@ class Pusher:
             self._adding -= 1
 
     def first(self, task_id: str, wish: Wish) -> Push:
-        """A webhook of a task that is to be accepted with it, under that id: it is told everything."""
+        """A webhook of a task that is to be accepted with it, under that id, as it is stored: it is told everything."""
         return self._push(0, wish.config_id or task_id, wish, 0)
 
     async def next(self, row: TaskRow, wish: Wish) -> NewPush:
-        """A webhook of a task that is to be stored with something that happens to it: it is told what comes then, or
-        goes on where the one in whose place it comes was. Raises: StoreUnavailable."""
+        """A webhook of a task that is to be stored with something that happens to it, as it is stored: it is told what
+        comes then, or goes on where the one in whose place it comes was. Raises: StoreUnavailable."""
         new, _ = await self._next(row, wish, row.last_seq)
         return new
 
@@ -172,7 +174,7 @@ class Pusher:
         return NewPush(push, self._settings.per_task), known is not None
 
     def _push(self, key: int, config_id: str, wish: Wish, seq: int) -> Push:
-        return Push(
+        push = Push(
             key,
             config_id,
             wish.url,
@@ -184,12 +186,14 @@ class Pusher:
             wish.credentials,
             dialect=wish.dialect,
         )
+        return self._seal.closed(push)
 
     def begin(self, push: Push, *, quiet: bool = False) -> None:
         """Tells a webhook that was stored. To be called without an await after that, so that no cancel comes between.
 
         ``quiet``: it knows already that the task is at work.
         """
+        push = self._seal.opened(push)
         old = self._forget((push.key, push.config_id))
         seq = push.seq if old is None else max(push.seq, old.seq)
         self._start(_Delivery(push, parse(push.url), seq, quiet=quiet))
@@ -201,8 +205,12 @@ class Pusher:
         return last - 1 if row.ended and last else last
 
     async def list(self, row: TaskRow) -> list[Push]:
-        """The webhooks of a task by their ids."""
-        return await self._store.list_pushes(row.key)
+        """The webhooks of a task by their ids, without those that are encrypted under no key of ours."""
+        found = []
+        for push in await self._store.list_pushes(row.key):
+            with suppress(ValueError):
+                found.append(self._seal.opened(push))
+        return found
 
     async def remove(self, row: TaskRow, config_id: str) -> None:
         """Idempotent. Nothing is sent any more when it returns."""
@@ -226,11 +234,12 @@ class Pusher:
         """Goes on where the last start of the server, or a dead instance, was."""
         for push in await self._store.take_over_pushes(self._engine.instance):
             try:
-                webhook = parse(push.url)
-            except ValueError as error:  # another version was less strict
+                opened = self._seal.opened(push)
+                webhook = parse(opened.url)
+            except ValueError as error:  # another version was less strict, or had another key
                 log.warning("push_ended", because=str(error), config_id=push.config_id)
             else:
-                self._start(_Delivery(push, webhook, push.seq))
+                self._start(_Delivery(opened, webhook, push.seq))
 
     def _start(self, delivery: _Delivery) -> None:
         self._open[delivery.name] = delivery

@@ -210,6 +210,8 @@ class PushSettings(Struct, frozen=True):
     """Requests under way, in all."""
     per_host: Count = 8
     """Requests under way to one host."""
+    encryption_keys: list[str] = field(default_factory=list)
+    """Keys under which webhooks are stored (needs the extra ``jwt``): the first encrypts, all decrypt; none: as is."""
 
 
 class Token(Struct, frozen=True):
