@@ -318,6 +318,26 @@ async def test_a_message_and_the_webhook_that_it_names_are_stored_together_or_no
         assert hook.text == "<this>"
 
 
+async def test_what_cannot_be_stored_stands_in_no_log_line(tmp_path: Path) -> None:
+    path = tmp_path / "hector.db"
+    store = {"store": {"url": str(path)}, "uploads": {"path": str(tmp_path / "uploads")}}
+    lines = io.StringIO()
+    output = configure(Log(level="debug", format="json"), lines)
+    try:
+        async with webhook() as hook, served(Speaker(), **store) as client:
+            with no_room_for_webhooks(path):
+                config = {"token": "word-one", "authentication": {"scheme": "Bearer", "credentials": "word-two"}}
+                configuration = {"taskPushNotificationConfig": {"url": hook.url, **config}}
+                message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}
+                assert "error" in await client.ask("SendMessage", message=message, configuration=configuration)
+    finally:
+        output.flush()
+        output.close()
+        configure(Log())
+    assert "INSERT INTO pushes" in lines.getvalue()
+    assert not [word for word in ("word-one", "word-two", "in-the-query") if word in lines.getvalue()]
+
+
 async def test_the_end_that_a_dead_server_left_is_told_by_the_next(tmp_path: Path) -> None:
     speaker = Speaker()
     async with webhook() as hook:
