@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import trio
 from cryptography.fernet import Fernet
-from structlog.testing import capture_logs
 
 from hector_trio.config import load, secrets
 from hector_trio.errors import ConfigError
 from hector_trio.sealing import MARK, Seal
 from hector_trio.stores import Push
+from tests.logged import logged
 from tests.pushing import Speaker, nothing_to_tell, served, server_of
 from tests.webhooks import Hook, webhook
 
@@ -105,11 +105,11 @@ async def test_a_webhook_whose_key_is_gone_is_told_nothing_until_it_is_back(tmp_
             await hook.wait_state("INPUT_REQUIRED")
         count = len(hook.seen)
         for keys in ((OTHER,), ()):
-            with capture_logs() as lines:
+            with logged() as lines:
                 async with served(speaker, **on_disk(tmp_path, *keys)) as client:
                     assert (await client.list(task["id"]))["configs"] == []
                     assert server_of(client).services.push.open == 0  # type: ignore[union-attr]
-            (line,) = [each for each in lines if each["event"] == "push_ended"]
+            (line,) = lines.of("push_ended")
             assert "push.encryption_keys" in line["because"]
         async with served(speaker, **on_disk(tmp_path, OLD)) as client:
             speaker.say(None)

@@ -12,7 +12,6 @@ from typing import Any
 import httpx2
 import pytest
 import trio
-from structlog.testing import capture_logs
 
 from hector_trio.a2a.types import Part
 from hector_trio.agents import Agent, AgentInfo, Context
@@ -23,6 +22,7 @@ from hector_trio.errors import RunError
 from tests.cutting import Cut, Wire, wire_to
 from tests.engines import Steered
 from tests.fake_model import FakeModel, refuses, sends, serve_fake_model
+from tests.logged import logged
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected
 
@@ -511,9 +511,10 @@ async def test_an_agent_that_cannot_be_told_keeps_no_task_here(monkeypatch: pyte
         await both.ask("x", taskId="t")
         both.wire.cut("silence")
         both.wire.cuts.extend([Cut("silence", up=0)] * 10)
-        with capture_logs() as lines:
+        with logged() as lines:
             await cancelled_by_rest(both, client)
-        assert "remote_task_not_cancelled" in [line["event"] for line in lines]
+        (line,) = lines.of("remote_task_not_cancelled")
+        assert (line["task_id"], line["level"]) == ("t", "warning")
         (there,) = await both.far_tasks()
         assert there["status"] == "input_required"
 
