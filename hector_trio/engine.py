@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct
 
 from hector_trio.a2a.mapping import question_message
 from hector_trio.a2a.types import Message as A2aMessage
-from hector_trio.agents import Agent
+from hector_trio.agents import Agent, WithdrawingAgent
 from hector_trio.agents.context import RunContext
 from hector_trio.config import Settings
 from hector_trio.errors import (
@@ -50,7 +50,7 @@ from hector_trio.runs import (
     last_change,
 )
 from hector_trio.session import MessageRow, wire_message
-from hector_trio.stores import Accepted, Append, Change, Idempotency, NewTask, Store
+from hector_trio.stores import Accepted, Append, Change, Idempotency, NewPush, NewTask, Push, Store
 from hector_trio.task import (
     Fold,
     Mark,
@@ -68,10 +68,14 @@ from hector_trio.task import (
 )
 from hector_trio.turns import Turn, Turns
 from hector_trio.uploads import Uploads
+from hector_trio.views import Views
 from hector_trio.wakeup import Wakeup
 
 FINISH_LIMIT: Final = 5.0
 """Seconds that the end of a run may take: its final chunk is committed under a shield this long."""
+
+WITHDRAW_LIMIT: Final = 4.0
+"""Seconds that an agent is given to tell somebody that its question will not be answered."""
 
 FIRST_VIEWER: Final = 1.0
 """Seconds within which the first viewer of a task comes, however short its grace."""
@@ -108,6 +112,8 @@ class Order(Struct, frozen=True):
     request: TaskRequest
     default_policy: Literal["cancel", "continue"]
     idempotency: Idempotency | None = None
+    push: Push | None = None
+    """A webhook that is to be kept with the task."""
 
 
 class Engine:
@@ -135,6 +141,8 @@ class Engine:
         self._writer = writer
         self._observer = observer
         self._uploads = uploads
+        self.views = Views(self.follow, limit=settings.limits.view_bytes, log_retention=settings.tasks.log_retention)
+        """What the tasks are to A2A clients."""
         self._runs: dict[int, Run] = {}
         self._parked: dict[int, Parked] = {}
         self._logs: dict[int, TaskLog] = {}
@@ -214,6 +222,7 @@ class Engine:
             created_at=now_ms(),
             session_id=session_id,
             idempotency=order.idempotency,
+            push=order.push,
         )
         name = (new.owner, new.agent_id, new.task_id)
         turn = self._enter(order, new, session_id)
@@ -375,9 +384,10 @@ class Engine:
         nursery: trio.Nursery | None = None,
         idempotency: Idempotency | None = None,
         message: A2aMessage | None = None,
+        push: NewPush | None = None,
     ) -> TaskRow:
         """Accepts the answer of a task that waits for input and starts its next run; returns the row once the answer is
-        committed.
+        committed, and ``push`` with it.
 
         The run starts in the nursery of the connection that started the task, if it was to end with that; if that has
         gone meanwhile, in ``nursery``. Cancelled before the commit: nothing has happened.
@@ -404,7 +414,7 @@ class Engine:
         parked.answering = True
         accepted = None
         try:
-            accepted = await self._accept_answer(row, content, idempotency, message)
+            accepted = await self._accept_answer(row, content, idempotency, message, push)
         finally:
             parked.answering = False
             if accepted is None:
@@ -424,7 +434,12 @@ class Engine:
         return accepted
 
     async def _accept_answer(
-        self, row: TaskRow, content: Content, idempotency: Idempotency | None, message: A2aMessage | None
+        self,
+        row: TaskRow,
+        content: Content,
+        idempotency: Idempotency | None,
+        message: A2aMessage | None,
+        push: NewPush | None,
     ) -> TaskRow:
         row = await self.store.get_task_by_key(row.key) or row
         if row.status != "input_required" or row.question is None:
@@ -432,7 +447,8 @@ class Engine:
         question = msgspec.structs.replace(row.question, answer=content, message=message)
         now = now_ms()
         change = Change("pending", question=question, at=now, mark="answered")
-        append = Append(row.key, self.instance, row.last_seq + 1, row.last_seq, b"", change, idempotency=idempotency)
+        seq = row.last_seq
+        append = Append(row.key, self.instance, seq + 1, seq, b"", change, idempotency=idempotency, push=push)
         if await self.store.append([append]):
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
         return msgspec.structs.replace(row, status="pending", question=question, status_at=now, mark="answered")
@@ -546,6 +562,7 @@ class Engine:
             run.begun = True
             ctx = await self._begin(run)
             assert run.agent is not None
+            run.taken_up = True
             await run.agent.run(ctx)
         return Outcome("completed")
 
@@ -612,10 +629,14 @@ class Engine:
             self._close(run)
             return
         stored = False
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
-            if outcome is None:
+        if outcome is None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
                 outcome = await self._put_question(run)
-            stored = outcome is None or await self._finish(run, outcome)
+                stored = outcome is None
+        if outcome is not None:
+            await self._withdraw(run)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FINISH_LIMIT):
+                stored = await self._finish(run, outcome)
         status, code = (run.row.status, None) if outcome is None else (outcome.status, outcome.code)
         if self._observer is not None:
             self._observer.run_ended(run.row.agent_id, status, code, seconds)
@@ -625,6 +646,24 @@ class Engine:
             self._unfinished[run] = outcome or STORE_REFUSED
             run.end()
             self._changed.unpark_all()
+
+    async def _withdraw(self, run: Run) -> None:
+        """Tells the agent of a task that ends with an open question that nobody will answer it; bounded."""
+        if run.taken_up and run.asked is None:
+            return
+        agent = self.agents.get(run.row.agent_id)
+        if not isinstance(agent, WithdrawingAgent):
+            return
+        try:
+            with trio.move_on_after(WITHDRAW_LIMIT, shield=True):
+                question = run.asked
+                if question is None:
+                    row = await self.store.get_task_by_key(run.row.key)
+                    question = None if row is None else row.question
+                if question is not None:
+                    await agent.withdraw(question.saved)
+        except Exception:
+            log.exception("question_not_withdrawn")  # the task ends all the same
 
     async def _put_question(self, run: Run) -> Outcome | None:
         """The chunk that says what is asked, with the row's change; how the task ends if it cannot wait for input."""

@@ -9,7 +9,7 @@ settles a task (its end, a question) gets all attempts in any case. 410 (Gone) e
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -23,7 +23,8 @@ from hector_trio.engine import Engine
 from hector_trio.errors import Gone, HectorError, RateLimited
 from hector_trio.log import now_ms
 from hector_trio.reach import Reach, Webhook, parse
-from hector_trio.stores import Push, PushDialect, PushMove
+from hector_trio.sealing import Seal
+from hector_trio.stores import NewPush, Push, PushDialect, PushMove
 from hector_trio.task import TaskRow
 from hector_trio.updates import Update, Updates
 from hector_trio.waiting import backoff
@@ -90,6 +91,7 @@ class Pusher:
         self._engine = engine
         self._store = engine.store
         self._settings = settings
+        self._seal = Seal(settings.encryption_keys)
         self._tls = tls
         self._resolve = resolve
         self._made: Webhooks | None = None
@@ -135,35 +137,67 @@ class Pusher:
         One in the place of another goes on where that was. Of a task that has ended, the end is told.
         Raises: TaskNotFound, RateLimited, StoreUnavailable; ValueError for a URL that ``check`` refuses.
         """
-        webhook = parse(wish.url)
-        config_id = wish.config_id or row.task_id
-        name = (row.key, config_id)
+        with self.room((row.key, wish.config_id or row.task_id)):
+            new, known = await self._next(row, wish, after)
+            await self._store.put_push(new)
+        self.begin(new.push, quiet=not known and after is None)
+        return self._seal.opened(new.push)
+
+    @contextmanager
+    def room(self, name: tuple[int, str] | None = None) -> Iterator[None]:
+        """Keeps a place for a webhook while it is being stored; the one of that ``name`` has its place already. Raises:
+        RateLimited."""
         if name not in self._open:
             self._check_room()
         self._adding += 1
         try:
-            before = await self._store.list_pushes(row.key)
-            known = next((each.seq for each in before if each.config_id == config_id), None)
-            push = Push(
-                row.key,
-                config_id,
-                wish.url,
-                now_ms(),
-                self._engine.instance,
-                self._position(row, after) if known is None else known,
-                wish.token,
-                wish.scheme,
-                wish.credentials,
-                dialect=wish.dialect,
-            )
-            self._drop_moves(name)  # of one that is over: they would end this one
-            await self._store.put_push(push, limit=self._settings.per_task)
+            yield
         finally:
             self._adding -= 1
-        old = self._forget(name)
+
+    def first(self, task_id: str, wish: Wish) -> Push:
+        """A webhook of a task that is to be accepted with it, under that id, as it is stored: it is told everything."""
+        return self._push(0, wish.config_id or task_id, wish, 0)
+
+    async def next(self, row: TaskRow, wish: Wish) -> NewPush:
+        """A webhook of a task that is to be stored with something that happens to it, as it is stored: it is told what
+        comes then, or goes on where the one in whose place it comes was. Raises: StoreUnavailable."""
+        new, _ = await self._next(row, wish, row.last_seq)
+        return new
+
+    async def _next(self, row: TaskRow, wish: Wish, after: int | None) -> tuple[NewPush, bool]:
+        """The webhook, and whether there was one in its place."""
+        config_id = wish.config_id or row.task_id
+        before = await self._store.list_pushes(row.key)
+        known = next((each.seq for each in before if each.config_id == config_id), None)
+        push = self._push(row.key, config_id, wish, self._position(row, after) if known is None else known)
+        self._drop_moves((row.key, config_id))  # of one that is over: they would end this one
+        return NewPush(push, self._settings.per_task), known is not None
+
+    def _push(self, key: int, config_id: str, wish: Wish, seq: int) -> Push:
+        push = Push(
+            key,
+            config_id,
+            wish.url,
+            now_ms(),
+            self._engine.instance,
+            seq,
+            wish.token,
+            wish.scheme,
+            wish.credentials,
+            dialect=wish.dialect,
+        )
+        return self._seal.closed(push)
+
+    def begin(self, push: Push, *, quiet: bool = False) -> None:
+        """Tells a webhook that was stored. To be called without an await after that, so that no cancel comes between.
+
+        ``quiet``: it knows already that the task is at work.
+        """
+        push = self._seal.opened(push)
+        old = self._forget((push.key, push.config_id))
         seq = push.seq if old is None else max(push.seq, old.seq)
-        self._start(_Delivery(push, webhook, seq, quiet=known is None and after is None))
-        return push
+        self._start(_Delivery(push, parse(push.url), seq, quiet=quiet))
 
     def _position(self, row: TaskRow, after: int | None) -> int:
         if after is not None:
@@ -172,8 +206,12 @@ class Pusher:
         return last - 1 if row.ended and last else last
 
     async def list(self, row: TaskRow) -> list[Push]:
-        """The webhooks of a task by their ids."""
-        return await self._store.list_pushes(row.key)
+        """The webhooks of a task by their ids, without those that are encrypted under no key of ours."""
+        found = []
+        for push in await self._store.list_pushes(row.key):
+            with suppress(ValueError):
+                found.append(self._seal.opened(push))
+        return found
 
     async def remove(self, row: TaskRow, config_id: str) -> None:
         """Idempotent. Nothing is sent any more when it returns."""
@@ -197,11 +235,12 @@ class Pusher:
         """Goes on where the last start of the server, or a dead instance, was."""
         for push in await self._store.take_over_pushes(self._engine.instance):
             try:
-                webhook = parse(push.url)
-            except ValueError as error:  # another version was less strict
+                opened = self._seal.opened(push)
+                webhook = parse(opened.url)
+            except ValueError as error:  # another version was less strict, or had another key
                 log.warning("push_ended", because=str(error), config_id=push.config_id)
             else:
-                self._start(_Delivery(push, webhook, push.seq))
+                self._start(_Delivery(opened, webhook, push.seq))
 
     def _start(self, delivery: _Delivery) -> None:
         self._open[delivery.name] = delivery

@@ -54,6 +54,7 @@ class Run:
         "scope",
         "stopped",
         "stopped_at",
+        "taken_up",
         "task",
         "turn",
     )
@@ -80,10 +81,12 @@ class Run:
         self.scope = trio.CancelScope(deadline=self.deadline)
         self.begun = False
         """Whether it has its turn and a slot, and no longer counts as waiting."""
+        self.taken_up = False
+        """Whether its agent has been called, who sees to what is to be ended with it."""
         self.stopped: Outcome | None = None
         self.stopped_at = 0.0
         self.asked: Question | None = None
-        """Set by the agent: the run ends here, and the task waits for input."""
+        """Set by the agent: the run ends here, and the task waits for input, unless it was decided how it ends."""
         self.parked = False
         """The run ends without a final chunk: the task stays ``pending`` for the next start."""
         self.task: trio.lowlevel.Task | None = None
@@ -130,9 +133,8 @@ class Run:
 
     def ask(self, question: Question) -> None:
         """Ends the run with a question, unless it was already decided how it ends."""
-        if self.stopped is None and not self.parked:
-            self.asked = question
-            self.scope.cancel()
+        self.asked = question
+        self.scope.cancel()
 
     def watch(self, viewers: int, *, at_least: float = 0.0) -> None:
         """Viewers have come or gone: of a task with a grace, the time (seconds) without any is limited."""

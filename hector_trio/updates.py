@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import trio
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -45,8 +44,7 @@ class Updates:
         self.row = row
         self._engine = engine
         self._snapshots = dialect == "0.3"
-        self._view = TaskView(row.task_id, row.session_id, row.created_at)
-        self._view.forget()
+        self._view = TaskView(row.task_id, row.session_id, row.created_at, keep=False)
         agent = engine.agents.get(row.agent_id)
         self._may_reply = agent is not None and agent.info.replies
 
@@ -57,16 +55,10 @@ class Updates:
     async def catch_up(self, until: int, *, quiet: bool) -> None:
         """Takes note of what has been told already; ``quiet``: also that the task is at work, if it is. Raises:
         HectorError when the log cannot be read."""
-        with self._engine.follow(self.row) as follower:
-            await self._take(self._view, follower, until)
+        self._view = await self._engine.views.of(self.row).behind(self.row, until)
+        with self._engine.follow(self.row, until) as follower:
             if quiet and self._at_work(follower):
                 self._view.works(timestamp(now_ms()))
-
-    async def _take(self, view: TaskView, follower: Follower, until: int) -> None:
-        while view.seq < until and follower.ready and not follower.ended:
-            for line in await self._lines(follower, min(BATCH, until - view.seq)):
-                view.take(decode_chunk(line))
-            await trio.lowlevel.checkpoint()
 
     async def read(self) -> list[Update]:
         """What comes next, waiting for it; ``[]`` at the end. Raises: HectorError when the log cannot be read."""
@@ -104,10 +96,7 @@ class Updates:
         last = changes[-1]
         if last.message is not None:
             return Update(seq, encode(v03.event(last)), settles=True)
-        # read once more, because keeping it all the time would cost more than telling it now and then
-        whole = TaskView(self.row.task_id, self.row.session_id, self.row.created_at)
-        with self._engine.follow(self.row) as follower:
-            await self._take(whole, follower, seq)
+        whole = await self._engine.views.of(self.row).read(self.row, seq)
         task = replace(whole.task(), status=self._view.status)
         return Update(seq, encode(v03.task(task)), _settles(last))
 

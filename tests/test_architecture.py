@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent
 CORE = {"a2a", "errors", "config", "models", "task", "session", "sse", "reach", "waiting"}
 WORK = {
     "log", "turns", "runs", "engine", "agents", "outgoing", "providers", "stores", "tree", "uploads", "push", "updates",
-    "wakeup", "webhook",
+    "sealing", "views", "wakeup", "webhook",
 }  # fmt: skip
 EDGE = {
     "__init__", "__main__", "asgi", "auth", "claims", "cli", "client", "connection", "frames", "hector", "http1",

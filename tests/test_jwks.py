@@ -408,7 +408,8 @@ async def test_a_streamed_post_whose_token_expires_cancels_its_task() -> None:
         await steered.wait_ended("x")
 
 
-async def test_a_stream_of_a2a_ends_when_its_token_expires() -> None:
+async def test_a_stream_of_a2a_ends_when_its_token_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hector_trio.transports.a2a_edge.KEEP_ALIVE", 3600)  # nothing else has it look at the time
     steered = Steered()
     async with issuing(ONE) as issuer, serving(secured(issuer), agent(steered)) as server, server.client() as client:
         message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "x"}]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import msgspec
 import pytest
 import trio
 
-from hector_trio.config import Log, PushSettings
+from hector_trio.config import PushSettings
 from hector_trio.errors import StoreUnavailable
-from hector_trio.observability import configure
 from hector_trio.push import Wish, open_push
 from hector_trio.reach import Address
 from hector_trio.stores import Store
 from tests.engines import agent, engine_of, order, run, store_of
+from tests.logged import logged
 from tests.pushing import FAST, Speaker, nothing_to_tell, positions, served, server_of
 from tests.webhooks import Reply, webhook
 
@@ -143,9 +145,7 @@ async def test_one_host_gets_no_more_requests_at_once_than_allowed_and_others_do
 
 async def test_what_is_secret_of_a_webhook_stands_in_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:
     speaker = Speaker()
-    lines = io.StringIO()
-    output = configure(Log(level="debug", format="json"), lines)
-    try:
+    with logged() as lines:
         async with webhook() as hook, served(speaker, push={"attempts": 2}) as client:
             hook.always = Reply(500)
             config = {"token": "word-one", "authentication": {"scheme": "Bearer", "credentials": "word-two"}}
@@ -153,11 +153,7 @@ async def test_what_is_secret_of_a_webhook_stands_in_no_log_line(capsys: pytest.
             speaker.say(None)
             await hook.wait(4)
             await client.ask("CreateTaskPushNotificationConfig", taskId=task["id"], url="http://10.0.0.1/word-three")
-    finally:
-        output.flush()
-        output.close()
-        configure(Log())
-    told = lines.getvalue()
+    told = lines.text
     assert "push_given_up" in told
     assert hook.origin in told
     for secret in ("word-one", "word-two", "word-three", "in-the-query"):
@@ -277,6 +273,56 @@ async def test_a_webhook_whose_task_is_deleted_is_not_told_any_more() -> None:
         assert (await client.http.delete(f"/agents/a/tasks/{task['id']}")).status_code == 204
         await nothing_to_tell(client)
         assert "COMPLETED" not in hook.states
+
+
+@contextmanager
+def no_room_for_webhooks(path: Path) -> Iterator[None]:
+    """A database that takes everything but webhooks, as after a fault between a task and its webhook."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("CREATE TRIGGER fault BEFORE INSERT ON pushes BEGIN SELECT RAISE(ABORT, 'fault'); END")
+        yield
+        database.execute("DROP TRIGGER fault")
+
+
+async def test_a_message_and_the_webhook_that_it_names_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "hector.db"
+    store = {"store": {"url": str(path)}, "uploads": {"path": str(tmp_path / "uploads")}}
+    speaker = Speaker()
+    message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}
+    answer = {"messageId": "n", "role": "ROLE_USER", "parts": [{"text": "this"}]}
+    async with webhook() as hook, served(speaker, **store) as client:
+        configuration = {"returnImmediately": True, "taskPushNotificationConfig": {"url": hook.url}}
+        with no_room_for_webhooks(path):
+            assert "error" in await client.ask("SendMessage", message=message, configuration=configuration)
+            assert (await client.call("ListTasks"))["totalSize"] == 0
+        speaker.say("?")
+        task = await client.send()
+        while task["status"]["state"] != "TASK_STATE_INPUT_REQUIRED":
+            task = await client.call("GetTask", id=task["id"])
+        answer["taskId"] = task["id"]
+        with no_room_for_webhooks(path):
+            assert "error" in await client.ask("SendMessage", message=answer, configuration=configuration)
+            assert (await client.call("GetTask", id=task["id"]))["status"] == task["status"]
+        for _ in range(2):  # the answer that was refused had not been taken; it is taken once
+            await client.call("SendMessage", message=answer, configuration=configuration)
+        assert len((await client.list(task["id"]))["configs"]) == 1
+        speaker.say(None)
+        await hook.wait_state("COMPLETED")
+        assert hook.text == "<this>"
+
+
+async def test_what_cannot_be_stored_stands_in_no_log_line(tmp_path: Path) -> None:
+    path = tmp_path / "hector.db"
+    store = {"store": {"url": str(path)}, "uploads": {"path": str(tmp_path / "uploads")}}
+    with logged() as lines:
+        async with webhook() as hook, served(Speaker(), **store) as client:
+            with no_room_for_webhooks(path):
+                config = {"token": "word-one", "authentication": {"scheme": "Bearer", "credentials": "word-two"}}
+                configuration = {"taskPushNotificationConfig": {"url": hook.url, **config}}
+                message = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}
+                assert "error" in await client.ask("SendMessage", message=message, configuration=configuration)
+    assert "INSERT INTO pushes" in lines.text
+    assert not [word for word in ("word-one", "word-two", "in-the-query") if word in lines.text]
 
 
 async def test_the_end_that_a_dead_server_left_is_told_by_the_next(tmp_path: Path) -> None:

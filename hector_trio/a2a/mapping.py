@@ -156,16 +156,40 @@ class _Building:
             self.parts.append([part.text])
 
     def built(self) -> Artifact:
-        return replace(
-            self.about, parts=[Part(text="".join(each)) if isinstance(each, list) else each for each in self.parts]
-        )
+        return replace(self.about, parts=[_joined(each) if isinstance(each, list) else each for each in self.parts])
+
+
+def _joined(pieces: list[str]) -> Part:
+    """The pieces as one part, and as one piece from now on: it costs what is new the next time."""
+    pieces[:] = ["".join(pieces)]
+    return Part(text=pieces[0])
+
+
+class TaskSnapshot(Struct, frozen=True):
+    """A task as it was behind one chunk."""
+
+    seq: int
+    task: Task
+    """Without history and metadata."""
+    gap: bool
+    """Whether a part of the log is no longer held."""
+    reply: Message | None
+    """The whole answer, if that is a bare message."""
+    code: str | None
+    said: str | None
+    """How the task failed, and what was said about it."""
+
+    @property
+    def ended(self) -> bool:
+        return self.task.status.state in TERMINAL
 
 
 class TaskView:
     """A task as A2A sees it, chunk by chunk: each gives the events that it is, and all together give the Task."""
 
-    def __init__(self, task_id: str, session_id: str | None, created_at: int) -> None:
-        """``created_at`` in milliseconds since the epoch."""
+    def __init__(self, task_id: str, session_id: str | None, created_at: int, *, keep: bool = True) -> None:
+        """``created_at`` in milliseconds since the epoch. ``keep``: whether what the chunks say is kept; for somebody
+        who wants the events only, the ids of the artifacts are enough."""
         self.task_id = task_id
         self.context_id = context_of(task_id, session_id)
         self.seq = 0
@@ -178,9 +202,12 @@ class TaskView:
         """How the task failed, and what was said about it."""
         self.reply: Message | None = None
         """Set when the whole answer is a bare message."""
-        self._keep = True
-        self._begun: set[str] = set()
-        """The ids of artifacts of which something has come."""
+        self._created_at = created_at
+        self._replied_at = 0
+        """The chunk that the reply was."""
+        self._keep = keep
+        self._begun: dict[str, int] = {}
+        """The ids of artifacts of which something has come, and the chunk that was the first of it."""
         self._artifacts: dict[str, _Building] = {}
 
     @property
@@ -195,24 +222,32 @@ class TaskView:
     def interrupted(self) -> bool:
         return self.state in INTERRUPTED
 
-    def task(self, history: list[Message] | None = None, metadata: dict[str, Any] | None = None) -> Task:
-        """The Task as of now."""
-        return Task(
-            self.task_id,
-            self.status,
-            context_id=self.context_id,
-            artifacts=self.artifacts() or None,
-            history=history or None,
-            metadata=metadata or None,
-        )
+    def task(self) -> Task:
+        """The Task as of now, without history and metadata."""
+        return Task(self.task_id, self.status, context_id=self.context_id, artifacts=self.artifacts() or None)
 
-    def forget(self) -> None:
-        """From now on only the events are wanted, for which the ids of the artifacts are enough: keep no contents."""
-        self._keep = False
-        self._artifacts.clear()
+    def snapshot(self) -> TaskSnapshot:
+        return TaskSnapshot(self.seq, self.task(), self.gap, self.reply, self.code, self.said)
+
+    def going_on(self, seq: int | None = None) -> TaskView:
+        """A view that goes on where this one is and keeps nothing; costs the names of the artifacts.
+
+        ``seq``: it goes on behind that chunk, one that this view has taken, and is to be given that chunk first: what
+        the task's state was then, that chunk says.
+        """
+        view = TaskView(self.task_id, None, self._created_at, keep=False)
+        view.context_id = self.context_id
+        if seq is None:
+            view.seq, view.status, view.gap = self.seq, self.status, self.gap
+            view.code, view.said, view.reply = self.code, self.said, self.reply
+        elif seq:
+            view.seq = seq
+            view.status = TaskStatus("TASK_STATE_WORKING", timestamp=view.status.timestamp)
+            view.reply = self.reply if self._replied_at <= seq else None
+        view._begun = {name: first for name, first in self._begun.items() if seq is None or first <= seq}
+        return view
 
     def artifacts(self) -> list[Artifact]:
-        """As far as they came; none after ``forget``."""
         return [each.built() for each in self._artifacts.values()]
 
     def works(self, at: str) -> list[StreamResponse]:
@@ -240,7 +275,7 @@ class TaskView:
                 return [self._note(chunk, chunk.content.get("message"), None)]
         begun = self.works(chunk.timestamp)
         if chunk.reply is not UNSET:
-            self.reply = _reply(self.context_id, chunk)
+            self.reply, self._replied_at = _reply(self.context_id, chunk), chunk.seq
             return [*begun, StreamResponse(message=self.reply)]
         if chunk.chunk_type in ("text", "data"):
             return [*begun, self._artifact(chunk)]
@@ -308,8 +343,7 @@ class TaskView:
         return self._piece(artifact, append=append, last=last)
 
     def _piece(self, artifact: Artifact, *, append: bool, last: bool = False) -> StreamResponse:
-        if not append:
-            self._begun.add(artifact.artifact_id)
+        self._begun.setdefault(artifact.artifact_id, self.seq)
         if self._keep:
             if append:
                 self._artifacts[artifact.artifact_id].add(artifact.parts[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 from msgspec import Struct, field
 
@@ -148,6 +148,15 @@ class Agent(Protocol):
 
     async def run(self, ctx: Context) -> None:
         """Answers ``ctx.input``. Returning completes the task; an exception fails it."""
+
+
+@runtime_checkable
+class WithdrawingAgent(Agent, Protocol):
+    """An agent whose questions are somebody else's, who waits for the answer as the task does."""
+
+    async def withdraw(self, saved: Any) -> None:
+        """A task that has asked, and ``saved`` this, ends without having been answered, in whatever way. Called before
+        its final chunk, which waits for it: a cancel comes after ``WITHDRAW_LIMIT`` seconds."""
 
 
 AgentFunction = Callable[[Context], Awaitable[None]]

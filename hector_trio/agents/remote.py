@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
+import structlog
 import trio
 
 from hector_trio.a2a import errors as a2a_errors
@@ -56,6 +57,8 @@ ANYTHING: Final = ("text/plain", "application/json", "*/*")
 
 T = TypeVar("T")
 
+log = structlog.stdlib.get_logger("hector_trio.remote")
+
 
 @asynccontextmanager
 async def open_remote(info: AgentInfo, settings: RemoteSettings) -> AsyncIterator[RemoteAgent]:
@@ -82,6 +85,12 @@ class RemoteAgent:
     async def run(self, ctx: Context) -> None:
         await Remote(self._peer, ctx).run()
 
+    async def withdraw(self, saved: Any) -> None:
+        """Nobody answers the agent there any more, so its task is cancelled, in at most ``CANCEL_LIMIT`` seconds."""
+        relay = _relay_from(saved)
+        if relay is not None and relay.task_id is not None:
+            await _cancel(self._peer, relay.task_id)
+
 
 class Remote:
     """One run."""
@@ -99,10 +108,10 @@ class Remote:
         """What was passed on so far."""
 
     async def run(self) -> None:
-        card = await self._peer.card()
-        self._resumes = card.resumes
         self._relay = _relay_of(self._ctx)
         try:
+            card = await self._peer.card()
+            self._resumes = card.resumes
             if self._ctx.resume is not None and self._relay.task_id is not None and await self._goes_on():
                 settled = self._settled
             else:
@@ -112,7 +121,7 @@ class Remote:
                 await (self._follow() if card.streaming else self._look())
         finally:
             if not self._settled and self._relay.task_id is not None:
-                await self._cancel(self._relay.task_id)
+                await _cancel(self._peer, self._relay.task_id)
 
     # --- beginning
 
@@ -261,7 +270,11 @@ class Remote:
             case Tell():
                 await self._ctx.emit_status(step.message)
             case Ask():
-                await self._ctx.ask(step.question, saved=msgspec.to_builtins(self._relay), auth=step.auth)
+                try:
+                    await self._ctx.ask(step.question, saved=msgspec.to_builtins(self._relay), auth=step.auth)
+                except RunError:
+                    self._settled = False  # it cannot be asked here, so nobody will answer there
+                    raise
             case Failed():
                 raise RunError(step.code, step.message, details=step.details)
             case Done():
@@ -299,16 +312,23 @@ class Remote:
         if ctx.session_id is not None and context_id is not None and _context_of(ctx) != context_id:
             await ctx.update_state({STATE: {ctx.agent_id: context_id}})
 
-    async def _cancel(self, task_id: str) -> None:
-        with trio.move_on_after(CANCEL_LIMIT, shield=True):
-            for pause in (0.1, 0.4, 0.8):
-                try:
-                    await self._peer.cancel(task_id)
-                    return
-                except PeerError as error:
-                    if not error.lost:
-                        return  # it has ended: there is nothing left to cancel
-                await trio.sleep(pause)
+
+async def _cancel(peer: Peer, task_id: str) -> None:
+    """Cancels a task there, if it can be done in time; what comes of it changes nothing here."""
+    because = "it does not answer"
+    with trio.move_on_after(CANCEL_LIMIT, shield=True):
+        for pause in (0.1, 0.4, 0.8):
+            try:
+                await peer.cancel(task_id)
+                return
+            except PeerError as error:
+                if isinstance(error.refusal, a2a_errors.TaskNotCancelableError | a2a_errors.TaskNotFoundError):
+                    return  # it has ended: there is nothing left to cancel
+                because = error.detail
+                if not error.lost:
+                    break
+            await trio.sleep(pause)
+    log.warning("remote_task_not_cancelled", agent=peer.name, remote_task_id=task_id, because=because)
 
 
 async def until_named(begin: Callable[[], Awaitable[T]]) -> T:
@@ -353,12 +373,15 @@ def _pieces(part: Part) -> list[Part]:
 
 
 def _relay_of(ctx: Context) -> Relay:
-    if ctx.resume is not None and isinstance(ctx.resume.saved, dict):
-        try:
-            return msgspec.convert(ctx.resume.saved, Relay)
-        except msgspec.ValidationError:
-            pass
-    return Relay(context_id=_context_of(ctx))
+    relay = None if ctx.resume is None else _relay_from(ctx.resume.saved)
+    return relay or Relay(context_id=_context_of(ctx))
+
+
+def _relay_from(saved: Any) -> Relay | None:
+    try:
+        return msgspec.convert(saved, Relay)
+    except msgspec.ValidationError:
+        return None
 
 
 def _context_of(ctx: Context) -> str | None:

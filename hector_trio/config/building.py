@@ -37,7 +37,7 @@ class Builder:
         if get_origin(inner) is dict:
             return self._dict(inner, value, path, secret)
         if get_origin(inner) is list:
-            return self._list(get_args(inner)[0], value, path)
+            return self._list(get_args(inner)[0], value, path, secret)
         if inner is Any:
             return _plain(value)
         return self._leaf(inner, tp, value, path, secret)
@@ -114,15 +114,15 @@ class Builder:
         built = {key: self.value(item, each, (*path, key), secret=secret) for key, each in value.items()}
         return WRONG if any(each is WRONG for each in built.values()) else built
 
-    def _list(self, item: Any, value: Any, path: Path) -> Any:
+    def _list(self, item: Any, value: Any, path: Path, secret: bool) -> Any:
         if isinstance(value, Expanded):
             value = [Expanded(part.strip()) for part in value.split(",") if part.strip()]
         elif isinstance(value, str):
             value = [value]
         if not isinstance(value, list):
-            self._issues.add(path, f"expected {words(list[item])}, got {_shown(value)}")
+            self._issues.add(path, f"expected {words(list[item])}, got {_shown(value, secret)}")
             return WRONG
-        built = [self.value(item, each, (*path, f"[{at}]")) for at, each in enumerate(value)]
+        built = [self.value(item, each, (*path, f"[{at}]"), secret=secret) for at, each in enumerate(value)]
         return WRONG if any(each is WRONG for each in built) else built
 
     def _leaf(self, inner: Any, tp: Any, value: Any, path: Path, secret: bool) -> Any:

@@ -28,6 +28,7 @@ MIN_TOKEN = 16
 _HOSTNAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?\Z")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^/\s:@?#\[\]]+)(:[0-9]{1,5})?\Z")
 _VISIBLE = re.compile(r"[\x21-\x7e]+\Z")
+_FERNET_KEY = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?\Z")
 _FUNCTION = re.compile(r"(?P<where>.+):(?P<name>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)\Z")
@@ -159,6 +160,10 @@ def _check_key(text: str) -> str | None:
     return None if _VISIBLE.match(text) else "holds spaces or characters that cannot stand in a header"
 
 
+def _check_fernet_key(text: str) -> str | None:
+    return None if _FERNET_KEY.match(text) else "is no key of Fernet's: 32 bytes in URL-safe base64"
+
+
 def _check_owner(text: str) -> str | None:
     if 1 <= len(text) <= 128 and text.isprintable() and text == text.strip():
         return None
@@ -192,6 +197,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (StoreSettings, "url"): _check_store,
     (UploadSettings, "path"): _check_path,
     (PushSettings, "allow"): _check_allowed_webhook,
+    (PushSettings, "encryption_keys"): _check_fernet_key,
     (Token, "name"): _check_owner,
     (Token, "token"): _check_token,
     (Jwt, "issuer"): _check_text,
@@ -210,6 +216,7 @@ CHECKS: dict[tuple[type, str], Callable[[Any], str | None]] = {
     (RemoteAgent, "headers"): _check_headers,
 }
 SECRET = {
+    (PushSettings, "encryption_keys"),
     (Token, "token"),
     (OpenAiLlm, "api_key"),
     (OpenAiLlm, "headers"),
@@ -245,4 +252,5 @@ def secrets(settings: Settings) -> list[str]:
     for agent in settings.agents.values():
         if isinstance(agent, RemoteAgent):
             found += [agent.token or "", *agent.headers.values()]
+    found += settings.push.encryption_keys
     return [secret for secret in found if secret]

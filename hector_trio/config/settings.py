@@ -139,6 +139,8 @@ class Limits(Struct, frozen=True):
     """Bytes of one task that may wait for the store before its ``emit`` waits."""
     tail_bytes: Bytes = 256 * 1024
     """Committed bytes of a running task's log that are kept in memory for its readers."""
+    view_bytes: Bytes = 64 << 20
+    """Size of the logs whose tasks are kept in memory as A2A has them; others are read when a client asks for them."""
     sync_agents: Count = 40
     """Worker threads for agents written as plain functions."""
 
@@ -208,6 +210,8 @@ class PushSettings(Struct, frozen=True):
     """Requests under way, in all."""
     per_host: Count = 8
     """Requests under way to one host."""
+    encryption_keys: list[str] = field(default_factory=list)
+    """Keys under which webhooks are stored (needs the extra ``jwt``): the first encrypts, all decrypt; none: as is."""
 
 
 class Token(Struct, frozen=True):

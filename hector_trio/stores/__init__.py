@@ -45,6 +45,43 @@ class Idempotency(Struct, frozen=True):
     expires_at: int
 
 
+PushDialect = Literal["1.0", "0.3"]
+"""The version of A2A that a webhook understands."""
+
+
+class Push(Struct, frozen=True):
+    """A webhook that is to be told of a task, and how far it was."""
+
+    key: int
+    """The task's; 0: of one that is to be accepted with it."""
+    config_id: str
+    """Unique among the webhooks of the task."""
+    url: str
+    created_at: int
+    instance: str
+    """Who tells it."""
+    seq: int = 0
+    """The last chunk that was delivered or given up."""
+    token: str | None = None
+    scheme: str | None = None
+    credentials: str | None = None
+    over_at: int | None = None
+    """When there was nothing more to tell."""
+    dialect: PushDialect = "1.0"
+
+    def __repr__(self) -> str:
+        """Without what is secret, which may be anywhere in it."""
+        return f"Push(key={self.key}, config_id={self.config_id!r}, seq={self.seq}, over_at={self.over_at})"
+
+
+class NewPush(Struct, frozen=True):
+    """A webhook to be kept, in the place of the one of that task and id if there is one. The task may have ``limit``
+    others."""
+
+    push: Push
+    limit: int
+
+
 class NewTask(Struct, frozen=True):
     """A task to be accepted (status ``pending``, no chunk yet)."""
 
@@ -59,6 +96,8 @@ class NewTask(Struct, frozen=True):
     created_at: int
     session_id: str | None = None
     idempotency: Idempotency | None = None
+    push: Push | None = None
+    """A webhook that is kept with it, if it is ``created``."""
 
 
 class Accepted(Struct, frozen=True):
@@ -108,41 +147,14 @@ class Append(Struct, frozen=True):
     message: MessageRow | None = None
     idempotency: Idempotency | None = None
     """A key, of the task's owner, that is to lead to the task from now on."""
+    push: NewPush | None = None
+    """A webhook of the task."""
 
 
 class Segment(Struct, frozen=True):
     first_seq: int
     last_seq: int
     data: bytes
-
-
-PushDialect = Literal["1.0", "0.3"]
-"""The version of A2A that a webhook understands."""
-
-
-class Push(Struct, frozen=True):
-    """A webhook that is to be told of a task, and how far it was."""
-
-    key: int
-    """The task's."""
-    config_id: str
-    """Unique among the webhooks of the task."""
-    url: str
-    created_at: int
-    instance: str
-    """Who tells it."""
-    seq: int = 0
-    """The last chunk that was delivered or given up."""
-    token: str | None = None
-    scheme: str | None = None
-    credentials: str | None = None
-    over_at: int | None = None
-    """When there was nothing more to tell."""
-    dialect: PushDialect = "1.0"
-
-    def __repr__(self) -> str:
-        """Without what is secret, which may be anywhere in it."""
-        return f"Push(key={self.key}, config_id={self.config_id!r}, seq={self.seq}, over_at={self.over_at})"
 
 
 class PushMove(Struct, frozen=True):
@@ -194,7 +206,8 @@ class Store(Protocol):
 
     async def append(self, appends: Sequence[Append]) -> frozenset[int]:
         """Commits all of them in one transaction (`executemany`); returns the keys that were refused, of which nothing
-        is stored. At most one append per key in a call."""
+        is stored. At most one append per key in a call. Raises: RateLimited, and nothing is stored, when a webhook is
+        one too many."""
 
     async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
         """Segments that hold chunks beyond ``after``, in order, at least one if there is any, then no more than fit
@@ -253,9 +266,8 @@ class Store(Protocol):
         order of acceptance. (A store used by one process alone: every other instance is dead.)"""
 
     # --- webhooks: they go with their task
-    async def put_push(self, push: Push, *, limit: int) -> None:
-        """Keeps a webhook, in the place of the one of that task and id if there is one. Raises: TaskNotFound,
-        RateLimited when the task has ``limit`` others."""
+    async def put_push(self, new: NewPush) -> None:
+        """Raises: TaskNotFound, RateLimited when the task has ``limit`` others."""
 
     async def list_pushes(self, key: int) -> list[Push]:
         """A task's webhooks by their ids; of a task that is gone: none."""

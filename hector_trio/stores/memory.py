@@ -32,6 +32,7 @@ from hector_trio.stores import (
     Append,
     Change,
     Idempotency,
+    NewPush,
     NewTask,
     Page,
     Push,
@@ -44,6 +45,7 @@ from hector_trio.stores.order import Due, Lists
 from hector_trio.stores.rules import (
     Quota,
     check_appends,
+    check_pushes,
     fitting,
     next_name,
     page_position,
@@ -110,6 +112,9 @@ class _Task:
         """The lists in which it stands: of its owner, its agent, and its status."""
         row = self.row
         return [(row.owner, agent, status) for agent in (None, row.agent_id) for status in (None, row.status)]
+
+    def check_push(self, new: NewPush) -> None:
+        check_pushes(len(self.pushes.keys() - {new.push.config_id}), new.limit)
 
 
 class MemoryStore:
@@ -194,6 +199,8 @@ class MemoryStore:
             session.tasks[row.key] = None
             session.unfinished.add(row.key)
             self._touch(session, new.created_at)
+        if new.push is not None:
+            task.pushes[new.push.config_id] = replace(new.push, key=row.key)
         return Accepted("created", _task_out(row))
 
     async def find_idempotent(self, owner: str, idempotency: Idempotency, *, now: int) -> Accepted | None:
@@ -205,6 +212,9 @@ class MemoryStore:
         check_appends(appends)
         appends = [_append_copy(append) for append in appends]
         await self._begin()
+        for append in appends:
+            if append.push is not None and append.key in self._tasks:
+                self._tasks[append.key].check_push(append.push)
         refused = set()
         for append in appends:
             task = self._tasks.get(append.key)
@@ -222,6 +232,8 @@ class MemoryStore:
                 task.session.messages.append((append.key, append.message))
                 self._touch(task.session, append.message.created_at)
             self._remember(task.row.owner, append.idempotency, append.key)
+            if append.push is not None:
+                task.pushes[append.push.push.config_id] = append.push.push
         return frozenset(refused)
 
     async def read_log(self, key: int, after: int, limit_bytes: int) -> list[Segment]:
@@ -351,14 +363,13 @@ class MemoryStore:
         return [_task_out(task.row) for task in orphans]
 
     # --- webhooks -----------------------------------------------------------------------------------------------------
-    async def put_push(self, push: Push, *, limit: int) -> None:
+    async def put_push(self, new: NewPush) -> None:
         await self._begin()
-        task = self._tasks.get(push.key)
+        task = self._tasks.get(new.push.key)
         if task is None:
             raise TaskNotFound("The task is gone")
-        if len(task.pushes.keys() - {push.config_id}) >= limit:
-            raise RateLimited(f"A task can have no more than {limit} push notification configurations")
-        task.pushes[push.config_id] = push
+        task.check_push(new)
+        task.pushes[new.push.config_id] = new.push
 
     async def list_pushes(self, key: int) -> list[Push]:
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from hector_trio.errors import FieldError, InvalidRequest, PreconditionFailed, TaskExists
+from hector_trio.errors import FieldError, InvalidRequest, PreconditionFailed, RateLimited, TaskExists
 from hector_trio.session import SessionRow, check_size, etag, merge_patch
 from hector_trio.stores import Append
 from hector_trio.task import ENDED
@@ -172,6 +172,12 @@ def text_of(value: Any) -> str:
 
 
 # --- appends ----------------------------------------------------------------------------------------------------------
+
+
+def check_pushes(others: int, limit: int) -> None:
+    """Whether a task that has ``others`` may have one more webhook. Raises: RateLimited."""
+    if others >= limit:
+        raise RateLimited(f"A task can have no more than {limit} push notification configurations")
 
 
 def check_appends(appends: Sequence[Append]) -> None:

@@ -24,6 +24,7 @@ from hector_trio.stores import (
     Accepted,
     Append,
     Idempotency,
+    NewPush,
     NewTask,
     Page,
     Push,
@@ -280,8 +281,8 @@ class SqlStore:
         return await self._writer.run(take)
 
     # --- webhooks -----------------------------------------------------------------------------------------------------
-    async def put_push(self, push: Push, *, limit: int) -> None:
-        await self._writer.run(lambda c: sql_push.put(c, push, limit))
+    async def put_push(self, new: NewPush) -> None:
+        await self._writer.run(lambda c: sql_push.put(c, new))
 
     async def list_pushes(self, key: int) -> list[Push]:
         return await self._read(lambda c: sql_push.of_task(c, key))

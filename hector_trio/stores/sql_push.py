@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from hector_trio.errors import RateLimited, TaskNotFound
-from hector_trio.stores import Push, PushMove
+from hector_trio.errors import TaskNotFound
+from hector_trio.stores import NewPush, Push, PushMove
+from hector_trio.stores.rules import check_pushes
 from hector_trio.stores.schema import pushes, tasks
 from hector_trio.stores.sql_removal import HELD
 
@@ -55,13 +56,21 @@ def _push(row: Sequence[Any]) -> Push:
     return Push(*row)
 
 
-def put(connection: Connection, push: Push, limit: int) -> None:
-    this = {"of_task": push.key, "of_id": push.config_id}
-    if connection.execute(_TASK, {"of_task": push.key}).one_or_none() is None:
+def put(connection: Connection, new: NewPush) -> None:
+    if connection.execute(_TASK, {"of_task": new.push.key}).one_or_none() is None:
         raise TaskNotFound("The task is gone")
-    if connection.execute(_OTHERS, this).scalar_one() >= limit:
-        raise RateLimited(f"A task can have no more than {limit} push notification configurations")
-    connection.execute(_DELETE, this)
+    check(connection, new)
+    keep(connection, new.push)
+
+
+def check(connection: Connection, new: NewPush) -> None:
+    """Raises: RateLimited."""
+    this = {"of_task": new.push.key, "of_id": new.push.config_id}
+    check_pushes(connection.execute(_OTHERS, this).scalar_one(), new.limit)
+
+
+def keep(connection: Connection, push: Push) -> None:
+    connection.execute(_DELETE, {"of_task": push.key, "of_id": push.config_id})
     connection.execute(
         _INSERT,
         {

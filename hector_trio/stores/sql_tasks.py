@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, tuple_, update
 
 from hector_trio.errors import (
@@ -19,7 +20,7 @@ from hector_trio.errors import (
     TaskRunning,
 )
 from hector_trio.models import Content, TaskError, encode
-from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment, State
+from hector_trio.stores import Accepted, Append, Idempotency, NewTask, Page, Segment, State, sql_push
 from hector_trio.stores.rules import (
     fitting,
     next_name,
@@ -308,6 +309,8 @@ def create(connection: Connection, new: NewTask) -> Accepted:
     _remember(connection, new.owner, new.idempotency, row.key)
     if session_key is not None:
         touch(connection, (row.key, new.created_at))
+    if new.push is not None:
+        sql_push.keep(connection, replace(new.push, key=row.key))
     return Accepted("created", row)
 
 
@@ -445,7 +448,11 @@ class Appender:
         self, connection: Connection, calls: Sequence[Sequence[Append]], again: bool
     ) -> Sequence[frozenset[int]]:
         """What each call's appends were refused (``Writer.run_together``). Whether a row takes its part, the count of
-        changed rows tells; which does not, is found out when the count is wrong: alone, ``again``."""
+        changed rows tells; which does not, is found out when the count is wrong: alone, ``again``. Raises: RateLimited,
+        before anything is written."""
+        for append in chain.from_iterable(calls):
+            if append.push is not None:
+                sql_push.check(connection, append.push)
         if again:
             (call,) = calls
             refused = frozenset(append.key for append in call if not _fits(connection, append))
@@ -479,6 +486,8 @@ class Appender:
             if append.idempotency is not None:
                 owner = connection.execute(select(tasks.c.owner).where(tasks.c.key == append.key)).scalar_one()
                 _remember(connection, owner, append.idempotency, append.key)
+            if append.push is not None:
+                sql_push.keep(connection, append.push.push)
         return True
 
 

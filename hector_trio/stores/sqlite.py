@@ -62,6 +62,8 @@ def open_engine(path: Path, durability: Durability, *, writes: bool) -> Engine:
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
         connect_args={"check_same_thread": False, "timeout": BUSY_MS / 1000},
+        # an error goes to the log with its statement, and the values may be anybody's secrets
+        hide_parameters=True,
     )
 
     def prepare(connection: Any, _record: object) -> None:

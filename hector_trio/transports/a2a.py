@@ -15,16 +15,18 @@ from typing import Any, Final
 import msgspec
 import trio
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hector_trio.a2a import cards, errors, requests
 from hector_trio.a2a import types as a2a
-from hector_trio.a2a.mapping import content_of, context_of, media_type_of
+from hector_trio.a2a.mapping import TaskSnapshot, content_of, context_of, media_type_of
 from hector_trio.agents import Agent
 from hector_trio.auth import Principal, Right
 from hector_trio.engine import Order
 from hector_trio.errors import HectorError, NotWaiting, SessionExists
 from hector_trio.log import now_ms
 from hector_trio.models import TaskContext, is_id
+from hector_trio.push import Wish
 from hector_trio.session import SessionRow
 from hector_trio.stores import Idempotency
 from hector_trio.task import EXTENSION_REQUIRED, StoredRequest, TaskRow
@@ -115,15 +117,15 @@ async def send_message(caller: Caller, request: a2a.SendMessageRequest) -> a2a.S
     row = await _accept(caller, request)
     engine = caller.services.engine
     decides = bool(configuration.return_immediately)
-    with TaskReader(engine, row, viewer=True) as reader:
-        await reader.catch_up(row.last_seq)
-        reader.answered()
-        if not decides or caller.agent.info.replies:
-            await reader.settle(decides=decides)
-        _check_extension(reader)
-        if reader.view.reply is not None:
-            return a2a.SendMessageResponse(message=reader.view.reply)
-    return a2a.SendMessageResponse(task=await _task(caller, reader, configuration.history_length))
+    with TaskReader(engine, row) as reader:
+        if decides and not caller.agent.info.replies:
+            snapshot = await reader.snapshot(row.last_seq)
+        else:
+            snapshot = await reader.settle(decides=decides)
+    _check_extension(snapshot)
+    if snapshot.reply is not None:
+        return a2a.SendMessageResponse(message=snapshot.reply)
+    return a2a.SendMessageResponse(task=await _task(caller, row, snapshot, configuration.history_length))
 
 
 async def stream_message(caller: Caller, request: a2a.SendMessageRequest) -> Events:
@@ -132,24 +134,23 @@ async def stream_message(caller: Caller, request: a2a.SendMessageRequest) -> Eve
     requests.check_history_length(configuration.history_length)
     row = await _accept(caller, request)
     with ExitStack() as opening:
-        reader = opening.enter_context(TaskReader(caller.services.engine, row, viewer=True))
-        await reader.catch_up(row.last_seq)
-        reader.answered()
+        reader = opening.enter_context(TaskReader(caller.services.engine, row))
+        decides = caller.agent.info.replies and not row.last_seq
 
         async def first() -> Event:
-            _check_extension(reader)
-            if reader.view.reply is not None:
-                return Event(str(reader.view.seq), a2a.StreamResponse(message=reader.view.reply))
-            return await _snapshot(caller, reader, configuration.history_length)
+            snapshot = await reader.snapshot(None if decides else row.last_seq)
+            _check_extension(snapshot)
+            if snapshot.reply is not None:
+                return Event(str(snapshot.seq), a2a.StreamResponse(message=snapshot.reply))
+            return await _event(caller, row, snapshot, configuration.history_length)
 
-        decides = caller.agent.info.replies and not row.last_seq
         return _events(caller, reader, opening, first, decides=decides, ends_with_question=True)
 
 
-def _check_extension(reader: TaskReader) -> None:
+def _check_extension(snapshot: TaskSnapshot) -> None:
     """Raises: ExtensionSupportRequiredError, when that is how the agent has ended the task."""
-    if reader.view.code == EXTENSION_REQUIRED and reader.view.said:
-        raise _required(reader.view.said)
+    if snapshot.code == EXTENSION_REQUIRED and snapshot.said:
+        raise _required(snapshot.said)
 
 
 async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
@@ -161,25 +162,31 @@ async def _accept(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
     if (config := configuration.task_push_notification_config) is not None:
         wish = await a2a_push.check(caller, config, "configuration.taskPushNotificationConfig.")
     if message.task_id:
-        row = await _answer(caller, message.task_id, message)
-    else:
-        row = await _begin(caller, request)
-    if wish is not None:
-        await a2a_push.pusher_of(caller).add(row, wish, after=row.last_seq)
-    return row
+        return await _answer(caller, message.task_id, message, wish)
+    return await _begin(caller, request, wish)
 
 
-async def _begin(caller: Caller, request: a2a.SendMessageRequest) -> TaskRow:
+async def _begin(caller: Caller, request: a2a.SendMessageRequest, wish: Wish | None) -> TaskRow:
     message = request.message
     session_id = await _context(caller, message.context_id)
+    task_id = str(uuid.uuid4())
     stored = StoredRequest(
+        task_id=task_id,
         input=content_of(message),
         context=TaskContext(session_id=session_id, metadata=request.metadata),
         message=message,
         extensions=tuple(sorted(caller.extensions)),
     )
-    accepted = await caller.services.engine.submit(Order(caller.owner, caller.agent_id, stored, "continue"))
-    return accepted.task
+    order = Order(caller.owner, caller.agent_id, stored, "continue")
+    engine = caller.services.engine
+    if wish is None:
+        return (await engine.submit(order)).task
+    pusher = a2a_push.pusher_of(caller)
+    with pusher.room():
+        push = pusher.first(task_id, wish)
+        row = (await engine.submit(replace(order, push=push))).task
+    pusher.begin(replace(push, key=row.key))
+    return row
 
 
 def _check_parts(caller: Caller, message: a2a.Message) -> None:
@@ -225,7 +232,7 @@ async def _context(caller: Caller, context_id: str | None) -> str:
     return row.session_id
 
 
-async def _answer(caller: Caller, task_id: str, message: a2a.Message) -> TaskRow:
+async def _answer(caller: Caller, task_id: str, message: a2a.Message, wish: Wish | None) -> TaskRow:
     """A message to a task that waits for one (3.4.3). The same message again, with its id, answers once."""
     engine = caller.services.engine
     row = await _find(caller, task_id)
@@ -241,7 +248,14 @@ async def _answer(caller: Caller, task_id: str, message: a2a.Message) -> TaskRow
                 f"Task {row.task_id} has ended; it takes no more messages", metadata={"taskId": row.task_id}
             )
         try:
-            return await engine.answer(row, content_of(message), None, key, message)
+            if wish is None:
+                return await engine.answer(row, content_of(message), None, key, message)
+            pusher = a2a_push.pusher_of(caller)
+            with pusher.room((row.key, wish.config_id or row.task_id)):
+                new = await pusher.next(row, wish)
+                answered = await engine.answer(row, content_of(message), None, key, message, new)
+            pusher.begin(new.push)
+            return answered
         except NotWaiting:
             if last:
                 raise
@@ -255,9 +269,7 @@ async def _answer(caller: Caller, task_id: str, message: a2a.Message) -> TaskRow
 async def get_task(caller: Caller, request: a2a.GetTaskRequest) -> a2a.Task:
     requests.check_history_length(request.history_length)
     row = await _find(caller, request.id)
-    with TaskReader(caller.services.engine, row) as reader:
-        await reader.catch_up()
-    return await _task(caller, reader, request.history_length)
+    return await _task(caller, row, await _snapshot(caller, row), request.history_length)
 
 
 async def list_tasks(caller: Caller, request: a2a.ListTasksRequest) -> a2a.ListTasksResponse:
@@ -278,9 +290,7 @@ async def list_tasks(caller: Caller, request: a2a.ListTasksRequest) -> a2a.ListT
     for row in page.items:
         messages = await history(caller.services.engine.store, row, request.history_length)
         if request.include_artifacts:
-            with TaskReader(caller.services.engine, row) as reader:
-                await reader.catch_up()
-            tasks.append(task_of(row, reader.view, messages, artifacts=True))
+            tasks.append(task_of(row, await _snapshot(caller, row), messages, artifacts=True))
         else:
             tasks.append(task_from_row(row, messages))
     return a2a.ListTasksResponse(tasks, page.next_token, size, page.total)
@@ -292,9 +302,7 @@ async def cancel_task(caller: Caller, request: a2a.CancelTaskRequest) -> a2a.Tas
     if not row.ended:
         row = await caller.services.engine.cancel(row)
         if row.status == "cancelled":
-            with TaskReader(caller.services.engine, row) as reader:
-                await reader.catch_up()
-            return await _task(caller, reader, None)
+            return await _task(caller, row, await _snapshot(caller, row), None)
     raise errors.TaskNotCancelableError(
         f"Task {row.task_id} has ended as {row.status}", metadata={"taskId": row.task_id}
     )
@@ -311,9 +319,8 @@ async def subscribe(caller: Caller, request: a2a.SubscribeToTaskRequest) -> Even
             f"Task {row.task_id} has ended; get it instead", metadata={"taskId": row.task_id}
         )
     with ExitStack() as opening:
-        reader = opening.enter_context(TaskReader(caller.services.engine, row, viewer=True))
-        await reader.catch_up()
-        first = await _snapshot(caller, reader, None)
+        reader = opening.enter_context(TaskReader(caller.services.engine, row))
+        first = await _event(caller, row, await reader.snapshot(), None)
 
         async def given() -> Event:
             await trio.lowlevel.checkpoint()
@@ -329,18 +336,19 @@ async def _resumed(caller: Caller, row: TaskRow, place: Place) -> Events:
         if place.seq > engine.last_seq(row):
             raise errors.invalid("after", f"is beyond the last event, which is {engine.last_seq(row)}")
     with ExitStack() as opening:
-        reader = opening.enter_context(TaskReader(engine, row, viewer=True))
-        reader.view.forget()
-        await reader.catch_up(place.seq)
-        if place.begun:
-            reader.answered(force=True)
+        reader = opening.enter_context(TaskReader(engine, row))
+        await reader.go_on(place)
         return _events(caller, reader, opening, None)
 
 
-async def _snapshot(caller: Caller, reader: TaskReader, history_length: int | None) -> Event:
-    """The Task as the reader has come to see it, and where that is."""
-    seq = reader.view.seq
-    return Event(str(seq), a2a.StreamResponse(task=await _task(caller, reader, history_length)))
+async def _snapshot(caller: Caller, row: TaskRow) -> TaskSnapshot:
+    """The task as it is now."""
+    return (await caller.services.engine.views.of(row).read(row)).snapshot()
+
+
+async def _event(caller: Caller, row: TaskRow, snapshot: TaskSnapshot, history_length: int | None) -> Event:
+    """The Task as the first event of a stream, and where that is."""
+    return Event(str(snapshot.seq), a2a.StreamResponse(task=await _task(caller, row, snapshot, history_length)))
 
 
 def _events(
@@ -370,12 +378,12 @@ async def _find(caller: Caller, task_id: str) -> TaskRow:
     return row
 
 
-async def _task(caller: Caller, reader: TaskReader, history_length: int | None) -> a2a.Task:
-    """The Task that a reader has come to see, with its history."""
+async def _task(caller: Caller, row: TaskRow, snapshot: TaskSnapshot, history_length: int | None) -> a2a.Task:
+    """The Task with its history. ``row`` may be older than the snapshot."""
     store = caller.services.engine.store
-    row = await store.get_task_by_key(reader.row.key) or reader.row
-    messages = await history(store, row, history_length)
-    return task_of(row, reader.view, messages)
+    if not row.ended:
+        row = await store.get_task_by_key(row.key) or row
+    return task_of(row, snapshot, await history(store, row, history_length))
 
 
 # --- push notifications -----------------------------------------------------------------------------------------------
@@ -409,10 +417,15 @@ async def delete_push_config(caller: Caller, request: a2a.DeleteTaskPushNotifica
 
 
 def card(services: Services, agent: Agent, base: str, *, extended: bool = False) -> a2a.AgentCard:
-    """What an agent says of itself here."""
+    """What an agent says of itself here, signed where there is a key (8.4): as it is on every binding."""
     secured, push = services.authenticator.required, services.push is not None and agent.info.a2a.push
     grpc = services.settings.server.http2
-    return cards.card(agent.info, base, secured=secured, push=push, extended=extended, grpc=grpc)
+    made = cards.card(agent.info, base, secured=secured, push=push, extended=extended, grpc=grpc)
+    if services.signer is None:
+        return made
+    signed = services.signer.signed(cards.both_dialects(made))
+    signatures = msgspec.convert(signed["signatures"], list[a2a.AgentCardSignature])
+    return replace(made, signatures=signatures)
 
 
 async def get_extended_card(caller: Caller, request: a2a.GetExtendedAgentCardRequest) -> a2a.AgentCard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 from typing import Any, Final
 
 import structlog
@@ -11,7 +12,7 @@ import trio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from hector_trio.a2a import errors
+from hector_trio.a2a import cards, errors
 from hector_trio.a2a import types as a2a
 from hector_trio.a2a.requests import extensions_of
 from hector_trio.agents import Agent
@@ -19,6 +20,7 @@ from hector_trio.auth import CHALLENGE
 from hector_trio.observability import Metrics
 from hector_trio.sse import comment
 from hector_trio.transports.a2a import Caller, Event, Events, Operation, activated, perform
+from hector_trio.transports.negotiation import matches_weakly
 from hector_trio.transports.problems import RETRY_AFTER
 from hector_trio.transports.routes import Call, Reply
 
@@ -26,6 +28,9 @@ JSON: Final = "application/json"
 
 KEEP_ALIVE: Final = 2.5
 """Seconds without an event after which a stream says that it is still there; 3 are promised."""
+
+STARTED: Final = formatdate(usegmt=True)
+"""A card does not change while the server runs."""
 
 log = structlog.stdlib.get_logger("hector_trio.a2a")
 
@@ -87,6 +92,17 @@ def status_reply(error: errors.A2AError, media_type: str = a2a.MEDIA_TYPE, heade
     return Reply(status, a2a.encode(errors.http_body(error)), media_type, more)
 
 
+def card_reply(call: Call, card: a2a.AgentCard, media_type: str, headers: Mapping[str, str]) -> Reply:
+    """A card, which clients may keep (8.6): 304 where the client has it already. ``headers`` say for whom it is."""
+    body = a2a.encode(cards.both_dialects(card))
+    tag = cards.entity_tag(body)
+    headers = {**headers, "ETag": tag, "Last-Modified": STARTED}
+    known = call.header("If-None-Match")
+    if matches_weakly(known, tag) if known is not None else call.header("If-Modified-Since") == STARTED:
+        return Reply(304, headers=headers)
+    return Reply(body=body, media_type=media_type, headers=headers)
+
+
 class ServerSentEvents:
     """A stream of A2A as server-sent events: one message for all that is ready, each event with its id.
 
@@ -119,18 +135,23 @@ class ServerSentEvents:
         except errors.A2AError as error:
             self._done = True
             return self._failed(error)
+        if trio.current_time() >= self._until:
+            raise StopAsyncIteration
         self._said_at = trio.current_time()
         if not events:
             return comment()
         return b"".join(b"id: %b\ndata: %b\n\n" % (each.id.encode(), self._encode(each.payload)) for each in events)
 
     async def keep_alive(self) -> None:
-        """Has it say so when it was silent for ``KEEP_ALIVE``. To be run beside it: an event costs no timer."""
+        """Has it say so when it was silent for ``KEEP_ALIVE``, and end in time. To be run beside it: an event costs no
+        timer."""
         while True:
-            await trio.sleep_until(self._said_at + KEEP_ALIVE)
-            if trio.current_time() >= self._said_at + KEEP_ALIVE:
+            await trio.sleep_until(min(self._said_at + KEEP_ALIVE, self._until))
+            if trio.current_time() >= min(self._said_at + KEEP_ALIVE, self._until):
                 self._said_at = trio.current_time()
                 self._events.nudge()
+                if self._said_at >= self._until:
+                    await trio.sleep_forever()
 
     async def aclose(self) -> None:
         self._done = True

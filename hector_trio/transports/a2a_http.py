@@ -16,6 +16,7 @@ from hector_trio.transports.a2a_edge import (
     Dialect,
     after,
     caller_of,
+    card_reply,
     headers_for,
     performed,
     status_reply,
@@ -26,6 +27,9 @@ from hector_trio.transports.requests import is_deeper
 from hector_trio.transports.routes import Call, Reply
 
 LEGACY: Final = Dialect(v03.rest_result, v03.rest_event)
+
+FOR_ONE: Final = {"Cache-Control": f"private, max-age={cards.MAX_AGE}", "Vary": "Authorization, Accept"}
+"""Who may keep a card that only authenticated clients see (13.3): the client, and nothing between it and here."""
 
 
 class Pattern(NamedTuple):
@@ -138,7 +142,7 @@ async def answer(call: Call, agent: Agent, path: str) -> Reply:
 
         return stream_reply(call, value, encode, _failed, headers)
     if isinstance(value, a2a.AgentCard):
-        value = cards.both_dialects(value)
+        return card_reply(call, value, media_type, headers | FOR_ONE)
     result = dialect.result(value)
     return Reply(body=b"{}" if result is None else a2a.encode(result), media_type=media_type, headers=headers)
 

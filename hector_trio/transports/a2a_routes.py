@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 from importlib.resources import files
 from typing import Any, Final
 
 from quart import Quart, Response, request
 
 from hector_trio.a2a import cards, errors
-from hector_trio.a2a import types as a2a
 from hector_trio.errors import AgentNotFound
 from hector_trio.observability import ROUTE
 from hector_trio.transports import Services, a2a_http, a2a_jsonrpc
 from hector_trio.transports.a2a import card
-from hector_trio.transports.a2a_edge import status_reply
-from hector_trio.transports.negotiation import matches_weakly
+from hector_trio.transports.a2a_edge import JSON, card_reply, status_reply
 from hector_trio.transports.rest import QuartBody
 from hector_trio.transports.routes import Call, Reply, respond
-
-STARTED: Final = formatdate(usegmt=True)
-"""A card does not change while the server runs."""
 
 RESUME_TEXT: Final = files("hector_trio.a2a").joinpath("RESUME.md")
 
@@ -75,15 +69,8 @@ async def _card(call: Call) -> Reply:
     agent = agents.get(agent_id or "")
     if agent is None:
         raise AgentNotFound("There is no such agent")
-    document = cards.both_dialects(card(call.services, agent, call.base))
-    signer = call.services.signer
-    body = a2a.encode(document if signer is None else signer.signed(document))
-    tag = cards.entity_tag(body)
-    headers = {"ETag": tag, "Cache-Control": f"public, max-age={cards.MAX_AGE}", "Last-Modified": STARTED}
-    known = call.header("If-None-Match")
-    if matches_weakly(known, tag) if known is not None else call.header("If-Modified-Since") == STARTED:
-        return Reply(304, headers=headers)
-    return Reply(body=body, headers=headers)
+    headers = {"Cache-Control": f"public, max-age={cards.MAX_AGE}"}
+    return card_reply(call, card(call.services, agent, call.base), JSON, headers)
 
 
 def default_agent(services: Services) -> str | None:

@@ -12,15 +12,13 @@ import trio
 
 from hector_trio.a2a import errors
 from hector_trio.a2a import types as a2a
-from hector_trio.a2a.mapping import TaskView
+from hector_trio.a2a.mapping import TaskSnapshot, TaskView
 from hector_trio.engine import Engine
 from hector_trio.errors import HectorError
 from hector_trio.log import now_ms
 from hector_trio.models import timestamp
 from hector_trio.task import TaskRow, decode_chunk
-
-BATCH: Final = 128
-"""Chunks that are read together at most: what one look at a stream costs the others."""
+from hector_trio.views import BATCH, at_work
 
 _PLACE: Final = re.compile(r"([0-9]{1,18})(\.1)?\Z")
 
@@ -66,12 +64,14 @@ class Place(NamedTuple):
 
 
 class TaskReader:
-    """A follower of a task's log, and the view that what it has read adds up to. A context manager; costs a cursor."""
+    """A client's place in a task's log: a cursor, and of what was before it no more than its events need. A context
+    manager. It begins with ``snapshot``, ``settle`` or ``go_on``."""
 
-    def __init__(self, engine: Engine, row: TaskRow, *, viewer: bool = False) -> None:
+    def __init__(self, engine: Engine, row: TaskRow) -> None:
         self.row = row
-        self.view = TaskView(row.task_id, row.session_id, row.created_at)
-        self.follower = engine.follow(row, viewer=viewer)
+        self._views = engine.views
+        self.view = TaskView(row.task_id, row.session_id, row.created_at, keep=False)
+        self.follower = engine.follow(row, viewer=True)
 
     def __enter__(self) -> TaskReader:
         self.follower.__enter__()
@@ -80,29 +80,50 @@ class TaskReader:
     def __exit__(self, *_: object) -> None:
         self.follower.close()
 
+    async def snapshot(self, until: int | None = None) -> TaskSnapshot:
+        """The task as it is now, or was when the row was read whose last chunk is ``until``; what is read next comes
+        behind that. Raises: HectorError."""
+        return self._taken(await self._views.of(self.row).read(self.row, until))
+
+    async def settle(self, *, decides: bool = False) -> TaskSnapshot:
+        """As ``snapshot``, once the task has ended, waits for somebody, or (``decides``) has said anything at all."""
+        shared = self._views.of(self.row)
+        view = await shared.read(self.row, self.row.last_seq)
+        while not (view.ended or self._is_asked(view) or view.reply is not None or (decides and view.seq)):
+            self.follower.after = before = view.seq
+            await self.wait_said()
+            view = await shared.read(self.row)
+            if view.seq == before:
+                break
+        return self._taken(view)
+
+    def _taken(self, view: TaskView) -> TaskSnapshot:
+        if view.interrupted and not self._is_asked(view):
+            view.works(timestamp(now_ms()))
+        self.view = view.going_on()
+        self.follower.after = view.seq
+        return view.snapshot()
+
+    def _is_asked(self, view: TaskView) -> bool:
+        """Whether the task waits for somebody, and not with a question that was answered when the row was read."""
+        answered = view.seq <= self.row.last_seq and self.row.status != "input_required"
+        return view.interrupted and not answered
+
+    async def go_on(self, place: Place) -> None:
+        """What is read next comes behind ``place``. Raises: HectorError."""
+        self.view = await self._views.of(self.row).behind(self.row, place.seq)
+        self.follower.after = place.seq
+        if place.begun:
+            self.view.works(timestamp(now_ms()))
+
+    async def wait_said(self) -> None:
+        """Returns once there is more in the log, or nothing more will be."""
+        while not self.follower.ready:
+            await self.follower.wakeup.wait()
+
     @property
     def at_work(self) -> bool:
-        """Whether a run has begun, or the answer to a question was accepted."""
-        status = self.follower.status
-        return status == "running" or (status == "pending" and self.view.seq > 0)
-
-    async def catch_up(self, until: int | None = None) -> None:
-        """Reads what is committed (up to ``until``), and takes note of the state. Raises: A2AError."""
-        follower, view = self.follower, self.view
-        while follower.ready and not follower.ended and (until is None or view.seq < until):
-            limit = BATCH if until is None else min(BATCH, until - view.seq)
-            lines = await self._read(limit)
-            for line in lines:
-                view.take(decode_chunk(line))
-            if not lines:
-                break
-        if until is None and self.at_work:
-            view.works(timestamp(now_ms()))
-
-    def answered(self, *, force: bool = False) -> None:
-        """Takes note, without telling, that a question was answered; ``force``: that a run has begun."""
-        if force or self.view.interrupted:
-            self.view.works(timestamp(now_ms()))
+        return at_work(self.follower, self.view)
 
     @property
     def ready(self) -> bool:
@@ -136,14 +157,6 @@ class TaskReader:
             raise errors.of(self.follower.failure)
         return lines
 
-    async def settle(self, *, asks: bool = True, decides: bool = False) -> None:
-        """Reads until the task has ended, (``asks``) waits for somebody, or (``decides``) has said anything at all."""
-        while not (self.view.ended or (asks and self.view.interrupted) or self.view.reply is not None):
-            if decides and self.view.seq:
-                return
-            if not await self.read() and self.follower.ended:
-                return
-
 
 class TaskEvents:
     """``Events`` of one task: first a Task, where one is wanted, then what comes."""
@@ -158,8 +171,9 @@ class TaskEvents:
         ends_with_question: bool = False,
         extension: str | None = None,
     ) -> None:
-        """``reader`` is open, closed with ``opening``. ``first`` makes the first event of what was read by then;
-        ``decides``: once the agent has said anything. ``extension``: every event's metadata says where it stands."""
+        """``reader`` is open, closed with ``opening``. ``first`` makes the first event and has the reader go on behind
+        it; ``decides``: once the agent has said anything. ``extension``: every event's metadata says where it stands.
+        """
         self._reader = reader
         self._opening = opening
         self._first = first
@@ -177,14 +191,17 @@ class TaskEvents:
 
     async def __anext__(self) -> list[Event]:
         reader = self._reader
-        if self._first is not None and not (self._decides and not reader.view.seq):
+        if self._first is not None:
+            while self._decides and not reader.follower.ready:
+                if self._nudged:
+                    self._nudged = False
+                    return []
+                await reader.follower.wakeup.wait()
             first, self._first = self._first, None
             try:
                 return self._marked([await first()])
             except HectorError as error:
                 raise errors.of(error) from error
-            finally:
-                reader.view.forget()
         if self._over():
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration
@@ -196,8 +213,6 @@ class TaskEvents:
         events = await reader.read()
         if not events:
             raise StopAsyncIteration
-        if self._first is not None:  # what was read is in the first event
-            return await anext(self) if reader.view.seq else []
         return self._marked(self._cut(events))
 
     async def aclose(self) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from hector_trio.a2a import types as a2a
-from hector_trio.a2a.mapping import OUTPUT, Line, TaskView, context_of, history_of, question_message
+from hector_trio.a2a.mapping import OUTPUT, Line, TaskSnapshot, context_of, history_of, question_message
 from hector_trio.models import Content, encode, timestamp
 from hector_trio.stores import State, Store
 from hector_trio.task import StoredRequest, TaskRow
@@ -60,16 +61,22 @@ def task_from_row(row: TaskRow, history: list[a2a.Message]) -> a2a.Task:
     )
 
 
-def task_of(row: TaskRow, view: TaskView, history: list[a2a.Message], *, artifacts: bool = False) -> a2a.Task:
-    """The Task as far as ``view`` has read its log. ``artifacts``: they are there even if there are none."""
-    task = view.task(history, row.metadata)
-    if view.ended:
-        status = msgspec.structs.replace(task.status, timestamp=timestamp(row.status_at))
-        task = msgspec.structs.replace(task, status=status)
+def task_of(row: TaskRow, snapshot: TaskSnapshot, history: list[a2a.Message], *, artifacts: bool = False) -> a2a.Task:
+    """The Task as it was. ``row`` is as new, or newer. ``artifacts``: they are there even if there are none."""
+    task = snapshot.task
+    status = task.status
+    if snapshot.ended:
+        status = replace(status, timestamp=timestamp(row.status_at))
     made = task.artifacts or []
-    if view.gap and row.output is not None:
+    if snapshot.gap and row.output is not None:
         made = [_output(row.output)]  # all that is left of it
-    return msgspec.structs.replace(task, artifacts=made if artifacts else made or None)
+    return replace(
+        task,
+        status=status,
+        artifacts=made if artifacts else made or None,
+        history=history or None,
+        metadata=row.metadata or None,
+    )
 
 
 def _output(output: Content) -> a2a.Artifact:

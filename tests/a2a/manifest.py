@@ -253,7 +253,11 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "4.1.6",
         "a part is one thing",
-        ("test_a_part_is_exactly_one_thing", "test_artifacts_come_back_as_they_were_made"),
+        (
+            "test_a_part_is_exactly_one_thing",
+            "test_artifacts_come_back_as_they_were_made",
+            "test_text_and_data_without_an_artifact_are_one_in_their_order",
+        ),
     ),
     Clause(
         "4.3.3",

@@ -135,7 +135,7 @@ def test_a_view_that_begins_anywhere_goes_on_in_the_same_way(lines: list[bytes],
     for line in lines[:at]:
         whole.take(decode_chunk(line))
         late.take(decode_chunk(line))
-    late.forget()
+    late = late.going_on()
     for line in lines[at:]:
         assert whole.take(decode_chunk(line)) == late.take(decode_chunk(line))
     assert not late.artifacts()
@@ -150,6 +150,33 @@ def test_what_is_emitted_without_a_name_is_one_artifact_whatever_it_is() -> None
     parts = [a2a.Part(text="one two"), a2a.Part(data={"a": 1}), a2a.Part(text="three")]
     assert [each.parts for each in view.artifacts()] == [parts]
     assert merged(assembled(events)[1][OUTPUT]) == parts
+
+
+@given(lines=logs(), data=st.data())
+def test_who_joins_or_comes_back_anywhere_is_told_the_same_and_keeps_nothing(
+    lines: list[bytes], data: st.DataObject
+) -> None:
+    chunks = list(map(decode_chunk, lines))
+    at = data.draw(st.integers(0, len(lines)))
+    upto = data.draw(st.integers(at, len(lines)))
+    whole, shared = TaskView("t", "c", 0), TaskView("t", "c", 0)
+    for chunk in chunks[:at]:
+        whole.take(chunk)
+    for chunk in chunks[:upto]:
+        shared.take(chunk)
+    joined_late = shared.going_on()
+    come_back = shared.going_on(at)
+    if at:
+        come_back.take(chunks[at - 1])
+    assert (come_back.seq, come_back.state, come_back.reply) == (whole.seq, whole.state, whole.reply)
+    for n, chunk in enumerate(chunks[at:], at):
+        told = whole.take(chunk)
+        assert come_back.take(chunk) == told
+        if n >= upto:
+            assert joined_late.take(chunk) == told
+            shared.take(chunk)
+    assert shared.snapshot() == whole.snapshot()
+    assert come_back.artifacts() == joined_late.artifacts() == []
 
 
 @given(lines=logs())
@@ -177,6 +204,18 @@ def test_reading_joined_text_changes_no_task_and_no_output(lines: list[bytes]) -
     assert apart.artifacts() == together.artifacts()
     outputs = [fold(map(decode_chunk, each)).output() for each in (lines, joins)]
     assert outputs[0] == outputs[1]
+
+
+def test_who_wants_only_the_events_keeps_nothing_of_what_they_say() -> None:
+    log = Writer()
+    for n in range(3):
+        log.put("text", f"{n}")
+        log.put("data", {"n": n})
+    whole, light = TaskView("t", None, 0), TaskView("t", None, 0, keep=False)
+    for line in log.lines:
+        assert light.take(decode_chunk(line)) == whole.take(decode_chunk(line))
+    assert len(whole.artifacts()[0].parts) == 6
+    assert light.artifacts() == []
 
 
 def test_states_of_the_end() -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,9 +19,10 @@ from hector_trio.agents.function import FunctionAgent
 from hector_trio.agents.remote import until_named
 from hector_trio.config import A2a
 from hector_trio.errors import RunError
-from tests.cutting import Wire, wire_to
+from tests.cutting import Cut, Wire, wire_to
 from tests.engines import Steered
 from tests.fake_model import FakeModel, refuses, sends, serve_fake_model
+from tests.logged import logged
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected
 
@@ -65,6 +67,7 @@ async def pair(
     far: Any = None,
     streaming: bool = True,
     resume: bool = True,
+    near: Mapping[str, Any] = {},
     **remote: Any,
 ) -> AsyncIterator[Pair]:
     """``binding``: all others are taken off the cards on their way."""
@@ -72,7 +75,7 @@ async def pair(
     async with serving(far or settings_of(), agents(about, **functions)) as there, wire_to(there.address) as wire:
         async with narrowed(wire, binding) as url:
             settings = {name: {"type": "a2a", "url": f"{url}/a2a/{name}", **remote} for name in functions}
-            async with serving(settings_of(agents=settings)) as here:
+            async with serving(settings_of(agents=settings, **near)) as here:
                 yield Pair(there, here, wire)
 
 
@@ -408,6 +411,112 @@ async def test_a_cancel_before_the_task_has_a_name_still_finds_it() -> None:
             while not await both.far_tasks():
                 await trio.lowlevel.checkpoint()
         await far_end(both, "cancelled")
+
+
+# --- a question that nobody answers -----------------------------------------------------------------------------------
+
+
+async def wonder(ctx: Context) -> None:
+    if ctx.resume is None:
+        await ctx.ask("Which day?")
+
+
+async def cancelled_by_rest(both: Pair, client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/agents/a/tasks/t/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+async def cancelled_over_a2a(both: Pair, client: httpx2.AsyncClient) -> None:
+    body = {"jsonrpc": "2.0", "id": 1, "method": "CancelTask", "params": {"id": "t"}}
+    answer = (await client.post("/a2a/a", json=body, headers={"A2A-Version": "1.0"})).json()
+    assert answer["result"]["status"]["state"] == "TASK_STATE_CANCELED"
+
+
+async def session_deleted(both: Pair, client: httpx2.AsyncClient) -> None:
+    assert (await client.delete("/sessions/s")).status_code == 204
+
+
+async def time_over(both: Pair, client: httpx2.AsyncClient) -> None:
+    row = await both.near.engine.store.get_task("local", "a", "t")
+    assert row is not None
+    with trio.fail_after(10):
+        while not (row := await both.near.engine.wait(row)).ended:
+            await trio.lowlevel.checkpoint()
+    assert row.error is not None
+    assert row.error.code == "input_timeout"
+
+
+@pytest.mark.parametrize("end", [cancelled_by_rest, cancelled_over_a2a, session_deleted, time_over])
+async def test_a_question_that_nobody_will_answer_is_taken_back_there(end: Any) -> None:
+    near = {"tasks": {"input_timeout": 1.0}} if end is time_over else {}
+    async with pair({"a": wonder}, near=near) as both, both.near.client() as client:
+        await client.post("/sessions", json={"sessionId": "s", "agentId": "a"})
+        task = await both.ask("x", taskId="t", context={"sessionId": "s"})
+        assert task["status"] == "input_required"
+        (there,) = await both.far_tasks()
+        assert there["status"] == "input_required"
+        await end(both, client)
+        (there,) = await both.far_tasks()  # it was told before the end was said here
+        assert there["status"] == "cancelled"
+
+
+async def test_a_client_that_leaves_with_its_question_takes_it_back_there() -> None:
+    async with pair({"a": wonder}) as both:
+        async with connected(both.near, "a") as peer:
+            await peer.ask("x", taskId="t")
+            while (await peer.read()).get("content") != {"status": "input_required", "prompt": "Which day?"}:
+                pass
+        with trio.fail_after(5):
+            while (await both.far_tasks())[0]["status"] == "input_required":
+                pass
+        await far_end(both, "cancelled")
+
+
+async def test_an_answer_that_no_run_has_taken_up_yet_is_taken_back_there() -> None:
+    steered = Steered()
+    agents_there = {"a": wonder, "busy": steered}
+    async with pair(agents_there, near={"limits": {"running": 1}}) as both, both.near.client() as client:
+        await both.ask("x", taskId="t")
+        body = {"input": {"content": "x"}, "onDisconnect": "continue"}
+        await client.post("/agents/busy/tasks", json=body, headers={"Prefer": "respond-async"})
+        await steered.wait_started("x")
+        answer = {"input": {"content": "Monday"}}
+        await client.post("/agents/a/tasks/t/input", json=answer, headers={"Prefer": "respond-async"})
+        await cancelled_by_rest(both, client)
+        (there,) = await both.far_tasks()
+        assert there["status"] == "cancelled"
+        steered.let("x")
+
+
+async def test_a_question_is_taken_back_there_by_the_next_start_too(tmp_path: Path) -> None:
+    async with serving(settings_of(), agents(a=wonder)) as far, far.client() as there:
+        settings = settings_of(
+            agents={"a": {"type": "a2a", "url": f"{far.url}/a2a/a"}},
+            store={"url": str(tmp_path / "hector.db")},
+            uploads={"path": str(tmp_path / "uploads")},
+        )
+        async with serving(settings) as near, near.client() as client:
+            await client.post("/agents/a/tasks", json={"taskId": "t", "input": {"content": "x"}})
+        (task,) = (await there.get("/agents/a/tasks")).json()["tasks"]
+        assert task["status"] == "input_required"  # the server went, and the task waits through that
+        async with serving(settings) as near, near.client() as client:
+            assert (await client.post("/agents/a/tasks/t/cancel")).json()["status"] == "cancelled"
+        (task,) = (await there.get("/agents/a/tasks")).json()["tasks"]
+        assert task["status"] == "cancelled"
+
+
+async def test_an_agent_that_cannot_be_told_keeps_no_task_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hector_trio.agents.remote.CANCEL_LIMIT", 0.3)
+    async with pair({"a": wonder}) as both, both.near.client() as client:
+        await both.ask("x", taskId="t")
+        both.wire.cut("silence")
+        both.wire.cuts.extend([Cut("silence", up=0)] * 10)
+        with logged() as lines:
+            await cancelled_by_rest(both, client)
+        (line,) = lines.of("remote_task_not_cancelled")
+        assert (line["task_id"], line["level"]) == ("t", "warning")
+        (there,) = await both.far_tasks()
+        assert there["status"] == "input_required"
 
 
 async def test_a_cancel_does_not_wait_long_for_a_name() -> None:

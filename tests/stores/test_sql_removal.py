@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from hector_trio.errors import SessionNotFound, TaskNotFound
-from hector_trio.stores import Push, Store, sql_removal
+from hector_trio.stores import NewPush, Push, Store, sql_removal
 from hector_trio.stores.schema import tables
 from hector_trio.stores.sql import SqlStore, open_sql
 from tests.stores.making import ME, NOW, accept, chunks, completed, ended, idempotency, message, new_session, new_task
@@ -51,7 +51,7 @@ async def long(store: Store, task_id: str = "t", at: int = NOW, session_id: str 
 
 async def test_a_long_task_is_gone_at_once_and_its_rows_by_and_by(sql: SqlStore) -> None:
     key = await long(sql)
-    await sql.put_push(Push(key, "c", "https://example.com", NOW, ME, credentials="secret"), limit=1)
+    await sql.put_push(NewPush(Push(key, "c", "https://example.com", NOW, ME, credentials="secret"), 1))
     await sql.delete_task("alice", "a", "t")
     assert "pushes" not in await rows(sql)
     assert 0 < (await rows(sql))["segments"] < SEGMENTS

@@ -25,7 +25,7 @@ from hector_trio.errors import (
 )
 from hector_trio.models import Content, TaskError
 from hector_trio.session import MessageRow, SessionRow, etag
-from hector_trio.stores import Change, Page, Push, PushMove, Segment, Store, checkpoints
+from hector_trio.stores import Change, NewPush, Page, Push, PushMove, Segment, Store, checkpoints
 from hector_trio.task import Question, TaskRow
 from tests.stores.making import (
     ME,
@@ -974,7 +974,7 @@ async def test_a_webhook_is_kept_as_it_is_until_it_is_deleted(store: Store) -> N
     one = push(row.key, token="t", scheme="Bearer", credentials="c", seq=3)
     other = push(row.key, "b", dialect="0.3")
     for each in (one, other):
-        await store.put_push(each, limit=2)
+        await store.put_push(NewPush(each, 2))
     assert await store.list_pushes(row.key) == [other, one]
     for _ in range(2):
         await store.delete_push(row.key, "c")
@@ -987,20 +987,49 @@ async def test_a_webhook_takes_the_place_of_the_one_with_its_id_and_there_are_no
     store: Store,
 ) -> None:
     row = await accept(store)
-    await store.put_push(push(row.key, token="t", over_at=NOW), limit=1)
+    await store.put_push(NewPush(push(row.key, token="t", over_at=NOW), 1))
     again = push(row.key, seq=7, scheme="Basic")
-    await store.put_push(again, limit=1)
+    await store.put_push(NewPush(again, 1))
     with pytest.raises(RateLimited):
-        await store.put_push(push(row.key, "d"), limit=1)
+        await store.put_push(NewPush(push(row.key, "d"), 1))
     assert await store.list_pushes(row.key) == [again]
     with pytest.raises(TaskNotFound):
-        await store.put_push(push(row.key + 1), limit=1)
+        await store.put_push(NewPush(push(row.key + 1), 1))
+
+
+async def test_a_webhook_is_kept_with_a_new_task_or_not_at_all(store: Store) -> None:
+    row = (await store.create_task(new_task(push=push(0, token="t"), idempotency=idempotency()))).task
+    assert await store.list_pushes(row.key) == [push(row.key, token="t")]
+    again = await store.create_task(new_task(push=push(0, "d"), idempotency=idempotency()))
+    assert again.how == "replayed"
+    assert (await store.create_task(new_task(push=push(0, "d")))).how == "running"
+    assert await store.list_pushes(row.key) == [push(row.key, token="t")]
+    with pytest.raises(TaskExists):
+        await store.create_task(new_task(fingerprint="another", push=push(0, "d")))
+    assert await store.take_over_pushes(ME) == [push(row.key, token="t")]
+
+
+async def test_a_webhook_is_kept_with_an_append_or_neither_is(store: Store) -> None:
+    row = await accept(store, push=push(0))
+    other = await accept(store, "other")
+    one_more = replace(chunks(row.key, 1, b"1", idempotency=idempotency()), push=NewPush(push(row.key, "d"), 1))
+    with pytest.raises(RateLimited):
+        await store.append([chunks(other.key, 1, b"x"), one_more])
+    for each in (row, other):
+        assert await store.get_task_by_key(each.key) == each
+        assert await store.read_log(each.key, 0, 1000) == []
+    assert await store.find_idempotent("alice", idempotency(), now=NOW) is None
+    assert await store.append([replace(one_more, push=NewPush(push(row.key, seq=5), 1))]) == frozenset()
+    assert await store.list_pushes(row.key) == [push(row.key, seq=5)]
+    late = replace(chunks(row.key, 1, b"1"), push=NewPush(push(row.key, "late"), 9))
+    assert await store.append([late]) == {row.key}
+    assert await store.list_pushes(row.key) == [push(row.key, seq=5)]
 
 
 async def test_how_far_a_webhook_is_told_is_kept_and_of_those_that_are_gone_the_caller_learns(store: Store) -> None:
     row, deleted = await accept(store), await ended(store, "deleted")
     for each in (push(row.key), push(row.key, "d"), push(deleted.key)):
-        await store.put_push(each, limit=9)
+        await store.put_push(NewPush(each, 9))
     await store.delete_task("alice", "a", "deleted")
     moves = [
         PushMove(row.key, "c", 4),
@@ -1012,15 +1041,15 @@ async def test_how_far_a_webhook_is_told_is_kept_and_of_those_that_are_gone_the_
     assert await store.list_pushes(row.key) == [push(row.key, seq=4), push(row.key, "d", seq=5, over_at=NOW)]
     assert await store.list_pushes(deleted.key) == []
     with pytest.raises(TaskNotFound):
-        await store.put_push(push(deleted.key), limit=9)
+        await store.put_push(NewPush(push(deleted.key), 9))
 
 
 async def test_the_webhooks_of_a_dead_instance_that_are_not_over_are_taken_over(store: Store) -> None:
     first, second = await accept(store), await ended(store, "u")
-    await store.put_push(push(second.key, instance="dead"), limit=9)
-    await store.put_push(push(first.key, instance="dead", token="t", seq=2), limit=9)
-    await store.put_push(push(first.key, "over", instance="dead", over_at=NOW), limit=9)
-    await store.put_push(push(first.key, "mine"), limit=9)
+    await store.put_push(NewPush(push(second.key, instance="dead"), 9))
+    await store.put_push(NewPush(push(first.key, instance="dead", token="t", seq=2), 9))
+    await store.put_push(NewPush(push(first.key, "over", instance="dead", over_at=NOW), 9))
+    await store.put_push(NewPush(push(first.key, "mine"), 9))
     taken = [push(first.key, token="t", seq=2), push(first.key, "mine"), push(second.key)]
     assert await store.take_over_pushes(ME) == taken
     assert await store.take_over_pushes(ME) == taken
@@ -1033,7 +1062,7 @@ async def test_webhooks_go_with_their_tasks_and_these_with_their_session_and_the
     rows = [await ended(store, "s1", session_id="s"), await accept(store, "s2", session_id="s")]
     rows.append(await ended(store, "old"))
     for row in rows:
-        await store.put_push(push(row.key), limit=9)
+        await store.put_push(NewPush(push(row.key), 9))
     await store.delete_session("alice", "s")
     await store.sweep(now=NOW + 1, tasks_ended_before=NOW + 1, limit=9)
     for row in rows:

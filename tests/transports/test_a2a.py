@@ -190,6 +190,22 @@ async def test_artifacts_come_back_as_they_were_made(binding: Binding) -> None:
 
 
 @both
+async def test_text_and_data_without_an_artifact_are_one_in_their_order(binding: Binding) -> None:
+    async def works(ctx: Context) -> None:
+        for value in ("a", "b", {"c": 1}, "d"):
+            await (ctx.emit_text(value) if isinstance(value, str) else ctx.emit_data(value))
+
+    async with speaking(works, binding) as (_, speaker):
+        task = await speaker.send()
+        assert task["artifacts"] == [
+            {"artifactId": "output", "parts": [{"text": "ab"}, {"data": {"c": 1}}, {"text": "d"}]}
+        ]
+        async with speaker.stream("SubscribeToTask", {"id": task["id"]}, Last_Event_ID="0") as stream:
+            updates = [event.value for event in await stream.rest() if event.kind == "artifactUpdate"]
+        assert [update.get("append", False) for update in updates] == [False, True, True, True]
+
+
+@both
 async def test_what_the_agent_does_not_take_is_refused(binding: Binding) -> None:
     async with speaking(echo, binding, input_modes=["text/*"]) as (_, speaker):
         refused: list[Any] = [{"raw": "AAE=", "mediaType": "image/png"}, {"data": {}}, {"url": "https://x"}]
