@@ -116,8 +116,10 @@ class Grpc:
         answer.headers = [(name.lower().encode(), text.encode()) for name, text in headers_for(caller).items()]
         kind = RESPONSES.get(operation.name)
         if operation.streams:
-            with self._services.metrics.stream("grpc"):
+            with self._services.metrics.stream("grpc"), trio.move_on_at(call.until) as trusted:
                 await _stream(value, answer)
+            if trusted.cancelled_caught:
+                raise errors.UnauthenticatedError("The token has expired")
         else:
             await answer.say(b"" if kind is None else encoded(kind, value))
         await answer.end(trailers("OK"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from hector_trio.transports.a2a import OPERATIONS
 from hector_trio.transports.a2a_grpc import RESPONSES, SERVICE, STATUS, seconds_of, trailers
 from tests.a2a.speaking import Speaker, agent_of, speaking
 from tests.hostile import Peer, pause
+from tests.issuer import ISSUER, Signer, issuing
 from tests.serving import Served, serving, settings_of
 from tests.test_http2 import Client
 
@@ -342,6 +344,23 @@ async def test_who_has_no_token_is_refused_in_the_words_of_grpc() -> None:
         card = await caller("GetExtendedAgentCard", pb.GetExtendedAgentCardRequest(tenant="a"))
         assert card.security_schemes["bearer"].http_auth_security_scheme.scheme == "Bearer"
         assert card.supported_interfaces[2].tenant == "a"
+
+
+async def test_a_stream_ends_when_its_token_expires_and_its_task_goes_on() -> None:
+    jwt = {"issuer": ISSUER, "audience": ["hector"], "leeway": 0}
+    key = Signer("one")
+    async with issuing(key) as issuer:
+        settings = settings_of(server={"http2": True}, auth={"jwt": {**jwt, "jwks_url": issuer.url}})
+        async with calling(settings=settings) as (_, caller):
+            caller.metadata = (*VERSION, ("authorization", f"Bearer {key.sign(exp=int(time.time()) + 2)}"))
+            stream = caller.stub.SendStreamingMessage(message("slow"), metadata=caller.metadata)
+            first = await blocking(lambda: next(stream))
+            with pytest.raises(grpc.RpcError) as caught:
+                await blocking(lambda: list(stream))
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            caller.metadata = (*VERSION, ("authorization", f"Bearer {key.sign()}"))
+            task = await caller("GetTask", pb.GetTaskRequest(id=first.task.id, tenant="a"))
+            assert task.status.state == pb.TASK_STATE_WORKING
 
 
 async def test_what_is_not_there_and_what_is_too_large_is_refused() -> None:
