@@ -391,7 +391,8 @@ class Engine:
 
         The run starts in the nursery of the connection that started the task, if it was to end with that; if that has
         gone meanwhile, in ``nursery``. Cancelled before the commit: nothing has happened.
-        Raises: InvalidRequest (of an upload), NotWaiting, AgentNotFound, RateLimited, Draining, StoreUnavailable.
+        Raises: InvalidRequest (of an upload), NotWaiting (also when the key was used: see ``answered``),
+        IdempotencyMismatch, AgentNotFound, RateLimited, Draining, StoreUnavailable.
         """
         agent = self.agents.get(row.agent_id)
         if agent is None:
@@ -444,6 +445,9 @@ class Engine:
         row = await self.store.get_task_by_key(row.key) or row
         if row.status != "input_required" or row.question is None:
             raise NotWaiting(f"Task {row.task_id!r} does not wait for input", task_id=row.task_id)
+        if idempotency is not None and await self.store.find_idempotent(row.owner, idempotency, now=now_ms()):
+            # since the caller has looked; what the task asks now is another question
+            raise NotWaiting(f"Task {row.task_id!r} has got this answer already", task_id=row.task_id)
         question = msgspec.structs.replace(row.question, answer=content, message=message)
         now = now_ms()
         change = Change("pending", question=question, at=now, mark="answered")

@@ -21,7 +21,7 @@ from hector_trio.config import Limits, Settings, Tasks
 from hector_trio.errors import Draining, NotWaiting, SessionNotFound, StoreUnavailable
 from hector_trio.log import now_ms
 from hector_trio.models import Content, GraceMs, Status
-from hector_trio.stores import Append, Change, NewTask
+from hector_trio.stores import Append, Change, Idempotency, NewTask
 from hector_trio.stores.memory import MemoryStore
 from hector_trio.task import TaskRow, fold
 from tests.engines import agent, engine_of, new_session, order, read_all, run, store_of, texts
@@ -510,6 +510,29 @@ async def test_rest_answers_with_the_question_and_takes_the_answer() -> None:
         assert (again.status_code, again.json()["code"]) == (409, "not_waiting")
         unknown = await client.post("/agents/a/tasks/u/input", json={"input": {"content": "Ada"}})
         assert (unknown.status_code, unknown.json()["code"]) == (404, "task_not_found")
+
+
+@STORES
+async def test_an_answer_that_comes_again_is_none_to_the_next_question(kind: str, tmp_path: Path) -> None:
+    async def twice(ctx: Context) -> None:
+        saved = [] if ctx.resume is None else [*ctx.resume.saved, ctx.resume.answer]
+        if len(saved) < 2:
+            await ctx.ask(f"Question {len(saved)}?", saved=saved)
+        await ctx.emit_text(str(saved))
+
+    async with store_of(kind, tmp_path) as store, engine_of(store, agent(twice)) as engine:
+        row = await run(engine, order())
+        key = Idempotency("POST input", "k", "hash", now_ms() + 60_000)
+        assert await engine.answered(row, key) is None  # what a repetition finds that comes at the same time
+        first = await engine.wait(await engine.answer(row, ANSWER, None, key))
+        assert (first.status, first.question.question) == ("input_required", "Question 1?")  # type: ignore[union-attr]
+        with pytest.raises(NotWaiting):
+            await engine.answer(row, ANSWER, None, key)
+        replayed = await engine.answered(row, key)
+        assert replayed is not None
+        assert (await engine.wait(replayed)).status == "input_required"
+        done = await engine.wait(await engine.answer(first, Content("text/plain", "Bob")))
+        assert done.output == Content("text/plain", "['Ada', 'Bob']")
 
 
 @pytest.mark.parametrize("store", ["memory", "hector.db"])
