@@ -46,9 +46,10 @@ from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
-from hector_trio.transports import Services, direct, wires
+from hector_trio.transports import Services
 from hector_trio.transports.a2a_grpc import Grpc
 from hector_trio.transports.a2a_routes import add_a2a
+from hector_trio.transports.beside import mark
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
@@ -144,8 +145,8 @@ class App:
         self.services = services
         self.quart = HectorQuart("hector_trio")
         add_routes(self.quart, services)
-        streams = add_websocket(self.quart, services)
         add_a2a(self.quart, services)
+        streams = add_websocket(self.quart, services)
         below: Any = Direct(self.quart, services, streams)
         if services.settings.server.http2:
             below = Grpc(services, below)
@@ -155,7 +156,6 @@ class App:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         else:
-            mark = direct.mark if scope["type"] == "http" else wires.mark
             mark(scope, receive, send)
             await self._asgi(scope, receive, send)
 

@@ -17,10 +17,11 @@ from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services, a2a_grpc
 from hector_trio.transports.a2a_routes import is_public as is_card
+from hector_trio.transports.beside import OWN_REQUEST
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.rest_keys import KEYS_PATH
-from hector_trio.transports.routes import ANSWER, DIRECT, PRINCIPAL, REQUEST_ID, ServerRequest
+from hector_trio.transports.routes import ANSWER, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
 Message = dict[str, Any]
@@ -75,7 +76,7 @@ class Guard:
             scope["path"] += "/"  # the prefix without its slash is the page too
         headers = Headers(scope["headers"])
         request_id = scope[REQUEST_ID] = accepted_request_id(headers.one(b"x-request-id"))
-        exchange = Exchange(send, request_id, scope.get(DIRECT))
+        exchange = Exchange(send, request_id, scope.get(OWN_REQUEST))
         scope[ANSWER] = exchange.send_whole
         if scope["type"] == "http" and is_upload(local_path(scope)):
             exchange.more = self._tus

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import trio
 from quart import ResponseReturnValue, has_request_context, has_websocket_context, request, websocket
+from quart.routing import QuartMap
 from quart.signals import websocket_received, websocket_sent
 from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
@@ -13,6 +14,7 @@ from quart_trio.wrappers import TrioRequest, TrioResponse, TrioWebsocket
 from quart_trio.wrappers.request import TrioBody
 from quart_trio.wrappers.response import TrioIterableBody
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RuleFactory
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from hector_trio.connection import BODY_AHEAD, LOGGER, ConnectionLimits, Inbox, contain
@@ -226,6 +228,16 @@ class HectorWebsocketConnection(TrioASGIWebsocketConnection):
         nursery.cancel_scope.cancel()
 
 
+class HectorMap(QuartMap):
+    """A map of rules that counts how often it was added to."""
+
+    added = 0
+
+    def add(self, rulefactory: RuleFactory) -> None:
+        super().add(rulefactory)
+        self.added += 1
+
+
 class HectorQuart(QuartTrio):
     """A Quart-Trio application that logs every error whole, and answers it where it can.
 
@@ -236,6 +248,8 @@ class HectorQuart(QuartTrio):
     asgi_websocket_class = HectorWebsocketConnection  # type: ignore[assignment]
     request_class = HectorRequest
     response_class = HectorResponse
+    url_map: HectorMap
+    url_map_class = HectorMap
     websocket_class = HectorWebsocket
 
     def __init__(self, import_name: str, *, limits: ConnectionLimits | None = None, **options: Any) -> None:
