@@ -213,8 +213,6 @@ class Exchange:
         headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))
         if scope["type"] == "http":
-            if isinstance(error, PayloadTooLarge | InvalidRequest):
-                headers.append((b"connection", b"close"))  # the body is not waited for
             await self.send_whole(status_of(error), headers, body)
         elif "websocket.http.response" in (scope.get("extensions") or {}):
             await self.send_whole(status_of(error), headers, body, prefix="websocket.http")

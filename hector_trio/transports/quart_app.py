@@ -90,11 +90,6 @@ class HectorRequestBody(TrioBody):
         self._data.clear()
         return data
 
-    @property
-    def complete(self) -> bool:
-        """Whether all of it has arrived."""
-        return self._complete.is_set()
-
     async def __anext__(self) -> bytes:
         self._streamed = True
         data = await super().__anext__()
