@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 from quart_trio import QuartTrio
+from trio.testing import MockClock
 
 from hector_trio.observability import keep_tracebacks_plain
 from tests import serving
@@ -41,6 +42,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def plain_tracebacks() -> None:
     keep_tracebacks_plain()
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """The clock of the test's loop, for ``tests.clock.skip``. It never jumps by itself: sockets may be at work."""
+    return MockClock(rate=1)
 
 
 @pytest.fixture(params=["direct", "quart"])
