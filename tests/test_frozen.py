@@ -19,6 +19,7 @@ from hector_trio import connection
 from hector_trio.agents import Context
 from hector_trio.models import Chunk
 from hector_trio.task import decode_chunk
+from tests import HANG
 from tests.engines import agent
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connect_raw
@@ -129,7 +130,7 @@ async def come_back(server: Served, kind: Kind, after: int) -> list[Chunk]:
         async with peer.stream:
             await peer.send_text(json.dumps({"type": "attach", "taskId": "t", "after": after}))
             viewer = Viewer(peer.stream, kind)
-            with trio.fail_after(60):
+            with trio.fail_after(HANG):
                 await viewer.read_to_final()
             return viewer.chunks
     async with server.client() as client:
@@ -183,7 +184,7 @@ async def test_one_frozen_viewer_among_a_hundred_holds_up_nobody_is_cut_and_come
         url = server.url
         frozen = await viewers.enter_async_context(viewing(url, kind, receive_buffer=4096))
         others = [await viewers.enter_async_context(viewing(url, kind)) for _ in range(99)]
-        with trio.fail_after(120):
+        with trio.fail_after(2 * HANG):
             async with trio.open_nursery() as watching:
                 for number, viewer in enumerate(others):
                     watching.start_soon(lockstep.watch, number, viewer)
@@ -216,7 +217,7 @@ async def test_a_viewer_slower_than_the_stream_catches_up_with_joined_text(kind:
 
     async with serving_narrow(burst, send_timeout=30) as server:
         async with viewing(server.url, kind, receive_buffer=4096) as viewer:
-            with trio.fail_after(120):
+            with trio.fail_after(2 * HANG):
                 while not viewer.has_all:
                     await trio.sleep(0.05)  # so slow is it: at most 160 kB a second
                     await viewer.read(8192)
@@ -258,7 +259,7 @@ async def test_frozen_viewers_cost_no_memory_that_grows_with_the_log(tmp_path: P
             before = resident(process.process.pid)
             for _ in range(50):
                 await viewers.enter_async_context(viewing(url, kind, "Count to 100000", receive_buffer=4096))
-            with trio.fail_after(60):
+            with trio.fail_after(HANG):
                 while (await client.get("/agents/a/tasks/t")).json().get("status") != "completed":
                     pass
             grown = resident(process.process.pid) - before

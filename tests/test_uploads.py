@@ -15,6 +15,7 @@ import trio
 
 from hector_trio.errors import InvalidRequest, StartError
 from hector_trio.uploads import Upload, open_uploads, parse_metadata
+from tests import HANG
 from tests.serving import settings_of
 from tests.test_cli import Running, served
 from tests.tus import TUS, checksum, create, offset_of, patch, patching, wait_for_offset
@@ -125,7 +126,7 @@ async def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
         assert (await patch(client, path, 0, bytes(1000))).status_code == 204
         path = await create(client, size)
         before = peak_of(process)
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             answer = await patch(client, path, 0, pieces(), Upload_Checksum=f"sha1 {'A' * 27}=")
             assert answer.status_code == 460
             assert (await patch(client, path, 0, pieces())).status_code == 204
