@@ -70,7 +70,7 @@ async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert (head.headers["Upload-Offset"], head.headers["Upload-Metadata"]) == ("100000", "filename YQ==")
         assert (await patch(client, path, 100_000, data[100_000:])).status_code == 204
         assert (tmp_path / FOLDER / f"{path.rpartition('/')[2]}.data").read_bytes() == data
-        body = {"input": {"type": "text/plain", "content": "Hello", "uploadId": path.rpartition("/")[2]}}
+        body = {"input": {"type": "text/plain", "content": "Count to 1", "uploadId": path.rpartition("/")[2]}}
         assert (await client.post("/agents/assistant/tasks", json=body)).json()["status"] == "completed"
 
 
