@@ -46,8 +46,9 @@ from hector_trio.providers import Provider
 from hector_trio.providers.demo import DemoProvider
 from hector_trio.push import open_push
 from hector_trio.stores import Store
-from hector_trio.transports import Services, direct, wires
+from hector_trio.transports import Services
 from hector_trio.transports.a2a_routes import add_a2a
+from hector_trio.transports.beside import mark
 from hector_trio.transports.direct import Direct
 from hector_trio.transports.guard import Guard
 from hector_trio.transports.quart_app import HectorQuart
@@ -150,8 +151,8 @@ class App:
         self.services = services
         self.quart = HectorQuart("hector_trio")
         add_routes(self.quart, services)
-        streams = add_websocket(self.quart, services)
         add_a2a(self.quart, services)
+        streams = add_websocket(self.quart, services)
         below: Any = Direct(self.quart, services, streams)
         if services.settings.server.http2:
             from hector_trio.transports.a2a_grpc import Grpc
@@ -162,7 +163,6 @@ class App:
     def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
         if scope["type"] == "lifespan":
             return _lifespan(receive, send)
-        mark = direct.mark if scope["type"] == "http" else wires.mark
         mark(scope, receive, send)
         return self._asgi(scope, receive, send)
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 from quart_trio import QuartTrio
+from trio.testing import MockClock
 
 from hector_trio.observability import keep_tracebacks_plain
 from tests import serving
 
 WORKERS = 4
 """Processes for the whole suite: more than there are cores, because most tests wait for others and for timers."""
+
+if sys.dont_write_bytecode:
+    # Nothing beside the sources then; but hundreds of processes are started here, and would compile all of ours anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(Path(__file__).parent.parent / ".pytest_cache" / "bytecode"))
 
 # How long an example takes says how busy the machine is, and nothing about what is tested.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -41,6 +50,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def plain_tracebacks() -> None:
     keep_tracebacks_plain()
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """The clock of the test's loop, for ``tests.clock.skip``. It never jumps by itself: sockets may be at work."""
+    return MockClock(rate=1)
 
 
 @pytest.fixture(params=["direct", "quart"])

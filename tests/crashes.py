@@ -23,6 +23,7 @@ from hector_trio.log import READ_BYTES, now_ms
 from hector_trio.models import Task
 from hector_trio.stores.sql import SqlStore, open_sql
 from hector_trio.task import TaskRow, decode_chunk, fold, split_lines, wire_task
+from tests import HANG
 from tests.sockets import RawPeer
 from tests.test_cli import CLEAN, HECTOR, running
 
@@ -478,7 +479,7 @@ def take_back_a_migration(path: Path) -> None:
 async def quiet(url: str) -> None:
     """Returns when every task has ended."""
     async with httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False, verify=False) as http:
-        with trio.fail_after(120):
+        with trio.fail_after(2 * HANG):
             for agent in AGENTS:
                 for status in ("pending", "running"):
                     path = f"/agents/{agent}/tasks?status={status}&pageSize=1"

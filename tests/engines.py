@@ -21,6 +21,7 @@ from hector_trio.stores import Accepted, Store
 from hector_trio.stores.memory import open_memory
 from hector_trio.stores.sql import open_sql
 from hector_trio.task import TaskRow, decode_chunk
+from tests import HANG
 
 
 def agent(function: Callable[[Any], Awaitable[None] | None], agent_id: str = "a") -> dict[str, Agent]:
@@ -45,12 +46,12 @@ class Steered:
         self.gate(text).set()
 
     async def wait_started(self, text: str) -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG):
             while text not in self.started:
                 await self._moved.park()
 
     async def wait_ended(self, text: str) -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG):
             while text not in self.ended:
                 await self._moved.park()
 
@@ -107,13 +108,13 @@ async def new_session(store: Store, session_id: str = "s", *, owner: str = "o", 
 
 
 async def run(engine: Engine, order: Order) -> TaskRow:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG):
         return await engine.wait((await engine.submit(order)).task)
 
 
 async def wait_ended(engine: Engine, row: TaskRow) -> TaskRow:
     """The row once its end is stored, however often the store refuses it."""
-    with trio.fail_after(30):
+    with trio.fail_after(HANG):
         while True:
             try:
                 return await engine.wait(row)
@@ -123,7 +124,7 @@ async def wait_ended(engine: Engine, row: TaskRow) -> TaskRow:
 
 async def read_all(engine: Engine, row: TaskRow, after: int = 0) -> list[Chunk]:
     chunks: list[Chunk] = []
-    with trio.fail_after(30), engine.follow(row, after) as follower:
+    with trio.fail_after(HANG), engine.follow(row, after) as follower:
         while lines := await follower.read():
             chunks += [decode_chunk(line) for line in lines]
     return chunks

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
+from tests import HANG
 from tests.serving import Served
 
 
@@ -53,7 +54,7 @@ class Peer:
         await self.send({"input": {"type": "text/plain", "content": text}, **request})
 
     async def read(self) -> dict[str, Any]:
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             frame: dict[str, Any] = json.loads(await self.websocket.get_message())
             return frame
 
@@ -66,7 +67,7 @@ class Peer:
 
     async def close_code(self) -> int:
         """The code with which the server closes, whatever it says before that."""
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             with suppress(ConnectionClosed):
                 while True:
                     await self.websocket.get_message()
@@ -93,7 +94,7 @@ class RawPeer:
         await self.send_text(json.dumps({"input": {"type": "text/plain", "content": text}, **request}))
 
     async def wait_for(self, text: bytes) -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(HANG):
             while text not in self.received:
                 if self._reading:
                     await self._moved.park()

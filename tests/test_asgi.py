@@ -20,11 +20,12 @@ from hector_trio.config import Settings, Token
 from hector_trio.models import TaskError
 from hector_trio.server import SelfOpeningApp
 from hector_trio.task import decode_chunk
+from tests import HANG
 from tests.engines import store_of
 from tests.hostile import Peer
 from tests.serving import settings_of
 from tests.sockets import connect_raw
-from tests.test_cli import CLEAN, LIMIT, Done, Running, running
+from tests.test_cli import CLEAN, Done, Running, running
 
 HYPERCORN = [sys.executable, "-m", "hypercorn", "-k", "trio", "-b", "127.0.0.1:0"]
 APP = "hector_trio.asgi:app"
@@ -42,7 +43,7 @@ async def hypercorn(folder: Path, *flags: str, **environ: str) -> AsyncIterator[
 
 async def refused(folder: Path, **environ: str) -> Done:
     """A start without worker processes, whose exit code Hypercorn would not pass on."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         done = await trio.run_process(
             [*HYPERCORN, "-w", "0", APP],
             cwd=folder,
@@ -67,7 +68,7 @@ async def test_the_configuration_named_by_the_environment_is_served(tmp_path: Pa
     (tmp_path / "own.yaml").write_text("agents: {mine: {description: Of the file}}\n")
     async with (
         hypercorn(tmp_path, HECTOR_CONFIG="own.yaml") as (_, url, _),
-        httpx2.AsyncClient(base_url=url, timeout=LIMIT) as client,
+        httpx2.AsyncClient(base_url=url, timeout=HANG) as client,
     ):
         agents = (await client.get("/agents")).json()["agents"]
         assert [(agent["agentId"], agent["description"]) for agent in agents] == [("mine", "Of the file")]
@@ -123,7 +124,7 @@ async def test_sigterm_ends_the_streams_with_their_final_chunks_and_1012_and_the
         async with raw.stream, client.stream("assistant", "count to 10000", task_id="cut") as viewer:
             await raw.ask("count to 10000", taskId="t", context={"sessionId": session})
             peer = Peer(raw.stream)
-            with trio.fail_after(LIMIT):
+            with trio.fail_after(HANG):
                 chunks = [decode_chunk((await peer.frame())[1])]
                 waiting = await client.submit("assistant", "count to 3", task_id="w", session_id=session)
                 assert waiting.status == "pending"

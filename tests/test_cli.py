@@ -25,11 +25,11 @@ import trustme
 from hector_trio.agents import Context
 from hector_trio.client import Client
 from hector_trio.models import Content, LiveTree, Session, Task
+from tests import HANG
 from tests.engines import Steered, agent
 from tests.fake_model import says, serve_fake_model
 from tests.serving import serving, settings_of
 
-LIMIT = 60
 PROMPT = r"\x1b\[\?2004h"
 """What the terminal is told when a line can be typed: pastes come in brackets."""
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ class Done:
 
 async def hector(*arguments: str, stdin: bytes = b"", **environ: str) -> Done:
     """Runs a command to its end."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         done = await trio.run_process(
             [*HECTOR, *arguments],
             stdin=stdin,
@@ -77,7 +77,7 @@ class Running:
     async def wait_said(self, pattern: str) -> re.Match[str]:
         """Reads on until ``pattern`` is found after what was found before."""
         assert self._output is not None
-        with trio.fail_after(LIMIT):
+        with trio.fail_after(HANG):
             while (found := re.search(pattern, self.said)) is None:
                 try:
                     data = await self._output.receive_some()
@@ -89,7 +89,7 @@ class Running:
         return found
 
     async def wait(self) -> int:
-        with trio.fail_after(LIMIT):
+        with trio.fail_after(HANG):
             return await self.process.wait()
 
 
@@ -102,7 +102,7 @@ async def running(command: Sequence[str], *, cwd: Path | None = None, **options:
     try:
         yield Running(process, process.stdout)
     finally:
-        with trio.move_on_after(LIMIT, shield=True):
+        with trio.move_on_after(HANG, shield=True):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -139,7 +139,7 @@ async def on_terminal(*arguments: str, **environ: str) -> AsyncIterator[tuple[Ru
         try:
             yield Running(process, terminal), terminal
         finally:
-            with trio.move_on_after(LIMIT, shield=True):
+            with trio.move_on_after(HANG, shield=True):
                 if process.returncode is None:
                     process.kill()
                 await process.wait()
@@ -200,7 +200,7 @@ async def test_it_serves_on_an_inherited_socket_when_nobody_reads_its_stdout(tmp
                 await process.process.stdout.aclose()
             # The request waits in the socket's queue until the server is there.
             async with Client(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
-                with trio.fail_after(LIMIT):
+                with trio.fail_after(HANG):
                     assert (await client.run("assistant", "count to 2")).status == "completed"
             process.process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
@@ -551,7 +551,7 @@ async def test_a_refusal_is_one_line_in_words(flags: list[str]) -> None:
 async def test_an_output_that_is_full_is_one_line(arguments: str) -> None:
     async with serving() as server:
         command = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *HECTOR, *arguments.split()]
-        with trio.fail_after(LIMIT):
+        with trio.fail_after(HANG):
             done = await trio.run_process(
                 command, capture_stderr=True, check=False, env={**CLEAN, "HECTOR_SERVER": server.url}
             )

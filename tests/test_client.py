@@ -24,10 +24,9 @@ from hector_trio.agents import Agent, Context
 from hector_trio.client import ChunkStream, Client, ConnectionFailed, RemoteError, UnexpectedAnswer
 from hector_trio.config import Settings
 from hector_trio.models import Chunk, Content
+from tests import HANG
 from tests.engines import Steered, agent
 from tests.serving import Served, serving, settings_of
-
-LIMIT = 90
 
 
 @asynccontextmanager
@@ -35,7 +34,7 @@ async def started(
     agents: dict[str, Agent] | None = None, settings: Settings | None = None
 ) -> AsyncIterator[tuple[Served, Client]]:
     """A server and a client of it; everything has to happen within a limit."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with serving(settings, agents) as server, Client(server.url) as client:
             yield server, client
 
@@ -43,7 +42,7 @@ async def started(
 @asynccontextmanager
 async def peer(answer: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncIterator[str]:
     """Something that listens and is no hector server: the URL of it."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             serve = partial(trio.serve_tcp, answer, 0, host="127.0.0.1")
             listeners: list[trio.SocketListener] = await nursery.start(serve)
@@ -431,7 +430,7 @@ async def test_an_id_with_odd_characters_is_unknown_and_nothing_else() -> None:
 
 async def test_nobody_there_is_told_with_the_address() -> None:
     url = f"http://127.0.0.1:{unused_port()}"
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with Client(url) as client:
             with pytest.raises(ConnectionFailed, match=r"Cannot reach http://127\.0\.0\.1:.*refused") as failed:
                 await client.agents()
@@ -491,7 +490,7 @@ async def test_a_close_frame_before_the_end_is_told_with_its_code_and_reason() -
         await websocket.get_message()
         await websocket.aclose(4529, "enough for today")
 
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(serve_websocket, close, "127.0.0.1", 0, None)
             async with Client(f"http://127.0.0.1:{server.port}") as client, client.stream("a", "x") as chunks:
@@ -509,7 +508,7 @@ async def test_https_and_wss_work_with_a_private_ca_and_are_refused_without_it(t
     tls = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with serving(settings_of(server={"tls": tls})) as server:
             assert server.url.startswith("https://")
             async with Client(server.url, ssl_context=context) as client:

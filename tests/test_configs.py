@@ -51,7 +51,7 @@ async def test_every_configuration_serves(name: str, tmp_path: Path) -> None:
             assert agents
             for agent in agents:
                 path = f"/agents/{agent['agentId']}/tasks"
-                task = (await client.post(path, json={"input": {"content": "Hello"}})).json()
+                task = (await client.post(path, json={"input": {"content": "Count to 3"}})).json()
                 assert task["status"] == "completed", task
         nursery.cancel_scope.cancel()
 
@@ -65,5 +65,5 @@ async def test_the_configuration_for_hypercorn_serves(tmp_path: Path) -> None:
         await process.wait_said("Running on")
         transport = httpx2.AsyncHTTPTransport(uds=f"{tmp_path}/socket")
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
-            task = (await client.post("/agents/assistant/tasks", json={"input": {"content": "Hello"}})).json()
+            task = (await client.post("/agents/assistant/tasks", json={"input": {"content": "Count to 3"}})).json()
             assert task["status"] == "completed"

@@ -12,24 +12,26 @@ from typing import Any, Literal
 import httpx2
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hector_trio import connection
 from hector_trio.agents import Context
 from hector_trio.task import decode_chunk
+from tests import HANG
+from tests.clock import skip
 from tests.crashes import frames_in
 from tests.engines import agent
 from tests.serving import Served, serving, settings_of
 from tests.sockets import RawPeer, connect_raw, connected, raw
 from tests.test_cli import served
 
-pytestmark = pytest.mark.usefixtures("either_way")
-
 Moment = Literal["before the first token", "between tokens", "in the queue", "waiting for input", "just ended"]
 MOMENTS: tuple[Moment, ...] = (
     "before the first token", "between tokens", "in the queue", "waiting for input", "just ended",
 )  # fmt: skip
 GOING_ON = dict(zip(MOMENTS, ("running", "running", "pending", "input_required"), strict=False))
-GRACE = 0.3
+GRACE = 30.0
+PING_INTERVAL = 60.0
 POLICIES: dict[str, Any] = {"cancel": "cancel", "continue": "continue", "grace": {"graceMs": int(GRACE * 1000)}}
 
 
@@ -71,7 +73,7 @@ class Theatre:
 
     async def ended(self) -> dict[str, Any]:
         """The task ``t`` when it has ended."""
-        with trio.fail_after(10):
+        with trio.fail_after(HANG):
             while "endedAt" not in (task := await self.task()):
                 pass
         return task
@@ -89,17 +91,17 @@ class Theatre:
 
         async def read() -> None:
             path = f"/agents/a/tasks/t/events?after={after}"
-            answer = await self.client.get(path, headers={"Accept": "text/event-stream"})
+            answer = await self.client.get(path, headers={"Accept": "text/event-stream"}, timeout=None)
             lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
             await send.send([json.loads(line) for line in lines])
 
         nursery.start_soon(read)
         return receive.receive
 
-    async def seen_off(self) -> None:
-        """Returns when the server has noticed that the one has left."""
-        with trio.fail_after(10):
-            while connection.statistics().websockets > 1:
+    async def seen_off(self, staying: int = 0) -> None:
+        """Returns when the server has noticed that the one has left, and so many beside the bystander have not."""
+        with trio.fail_after(HANG):
+            while connection.statistics().websockets > 1 + staying:
                 await trio.lowlevel.checkpoint()
 
     async def start(self, moment: Moment, policy: Any) -> RawPeer:
@@ -117,7 +119,7 @@ class Theatre:
         elif moment == "just ended":
             await peer.wait_for(b'"final":true')
         else:
-            with trio.fail_after(5):
+            with trio.fail_after(HANG):
                 while (await self.task()).get("status") is None:
                     pass
             while moment != "in the queue" and "t" not in self.stage.running:
@@ -133,7 +135,7 @@ class Theatre:
         chunks = [decode_chunk(each) for each in frames_in(bytes(self._bystander.received)) if b'"seq"' in each]
         assert [chunk.content for chunk in chunks] == ["tok", "end", ""]
         engine = self.server.engine
-        with trio.fail_after(5):
+        with trio.fail_after(HANG):
             while engine.running or engine.queued:
                 await trio.lowlevel.checkpoint()
         assert engine.waiting_for_input == waiting
@@ -141,11 +143,10 @@ class Theatre:
 
 
 @asynccontextmanager
-async def theatre(how: str = "rst") -> AsyncIterator[Theatre]:
+async def theatre() -> AsyncIterator[Theatre]:
     stage = Stage()
-    limits = {"ping_interval": 0.1} if how == "silence" else {}  # who is silent is gone after two of them
     async with (
-        serving(settings_of(limits=limits), agent(stage)) as server,
+        serving(settings_of(limits={"ping_interval": PING_INTERVAL}), agent(stage)) as server,
         server.client() as client,
         raw(server, "a") as bystander,
         trio.open_nursery() as nursery,
@@ -157,27 +158,32 @@ async def theatre(how: str = "rst") -> AsyncIterator[Theatre]:
         nursery.cancel_scope.cancel()
 
 
-async def leave(peer: RawPeer, how: str) -> None:
+async def leave(peer: RawPeer, how: str, clock: MockClock) -> None:
     if how != "silence":
         await peer.leave(how)
+        return
+    for _ in range(3):  # in the first of them it has spoken; the others it is silent, and the bystander answers pings
+        await skip(clock, PING_INTERVAL)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("how", ["close", "fin", "rst", "silence"])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("policy", list(POLICIES))
 async def test_leaving_does_to_the_task_what_was_asked_for_and_to_others_nothing(
-    policy: str, moment: Moment, how: str
+    policy: str, moment: Moment, how: str, clock: MockClock
 ) -> None:
-    async with theatre(how) as here:
+    async with theatre() as here:
         peer = await here.start(moment, POLICIES[policy])
         async with peer.stream:
-            left_at = trio.current_time()
-            await leave(peer, how)
+            await leave(peer, how, clock)
             await here.seen_off()
             if moment == "just ended":
                 assert (await here.final())["status"] == "completed"
                 await here.curtain()
                 return
+            if policy == "grace":
+                await skip(clock, GRACE - 10)
             if policy != "cancel":  # for now it goes on
                 assert (await here.task())["status"] == GOING_ON[moment]
             if policy == "continue":
@@ -186,23 +192,23 @@ async def test_leaving_does_to_the_task_what_was_asked_for_and_to_others_nothing
                     await here.client.post("/agents/a/tasks/t/input", json={"input": {"content": "yes"}})
                 assert (await here.ended())["status"] == "completed"
                 return
-            assert (await here.ended())["status"] == "cancelled"
-            after = trio.current_time() - left_at
-            assert (await here.final())["reason"] == "client_left"
             if policy == "grace":
-                assert GRACE <= after < GRACE + 5
+                await skip(clock, 10)
+                assert "endedAt" in await here.task()
+            assert (await here.ended())["status"] == "cancelled"
+            assert (await here.final())["reason"] == "client_left"
             assert ("t" in here.stage.begun) == (moment != "in the queue")
             await here.curtain()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("by", ["attach", "events"])
 @pytest.mark.parametrize("moment", MOMENTS[:4])
 async def test_whoever_comes_back_within_the_grace_finds_the_task_as_it_was_and_gets_the_rest(
-    moment: Moment, by: str
+    moment: Moment, by: str, clock: MockClock
 ) -> None:
-    grace = 1.0  # also on a busy machine enough to come back in
     async with theatre() as here:
-        peer = await here.start(moment, {"graceMs": int(grace * 1000)})
+        peer = await here.start(moment, POLICIES["grace"])
         async with peer.stream:
             await peer.leave("rst")
             await here.seen_off()
@@ -214,7 +220,7 @@ async def test_whoever_comes_back_within_the_grace_finds_the_task_as_it_was_and_
                 rest: Callable[[], Awaitable[list[dict[str, Any]]]] = again.read_to_final
             else:
                 rest = here.follow(nursery, seen)
-            await trio.sleep(1.5 * grace)  # longer than it would have lived alone
+            await skip(clock, 1.5 * GRACE)  # longer than it would have lived alone
             assert (await here.task())["status"] == GOING_ON[moment]
             here.stage.go.set()
             if moment == "waiting for input":
@@ -227,7 +233,10 @@ async def test_whoever_comes_back_within_the_grace_finds_the_task_as_it_was_and_
         assert (await here.final())["status"] == "completed"
 
 
-async def test_the_grace_begins_anew_with_every_leaving_and_only_with_that_of_the_last_viewer() -> None:
+@pytest.mark.usefixtures("either_way")
+async def test_the_grace_begins_anew_with_every_leaving_and_only_with_that_of_the_last_viewer(
+    clock: MockClock,
+) -> None:
     async with theatre() as here:
         peer = await here.start("between tokens", POLICIES["grace"])
         other = await connect_raw(here.server.url, "a")
@@ -235,12 +244,15 @@ async def test_the_grace_begins_anew_with_every_leaving_and_only_with_that_of_th
             await other.send_text(json.dumps({"type": "attach", "taskId": "t"}))
             await other.wait_for(b'"tok"')
             await peer.leave("fin")
-            await trio.sleep(2 * GRACE)
+            await here.seen_off(1)
+            await skip(clock, 1.5 * GRACE)
             assert (await here.task())["status"] == "running"
-            left_at = trio.current_time()
             await other.leave("close")
-            assert (await here.ended())["status"] == "cancelled"
-            assert GRACE <= trio.current_time() - left_at < GRACE + 5
+            await here.seen_off()
+            await skip(clock, GRACE - 10)
+            assert (await here.task())["status"] == "running"
+            await skip(clock, 10)
+            assert (await here.task())["status"] == "cancelled"
         assert (await here.final())["reason"] == "client_left"
         await here.curtain()
 
@@ -278,7 +290,7 @@ async def test_graces_start_anew_after_a_restart(tmp_path: Path) -> None:
         async with peer.stream:
             await peer.send_text(json.dumps({"type": "attach", "taskId": "watched", "after": 1}))
             await peer.wait_for(b'"ok"')
-            with trio.fail_after(30):
+            with trio.fail_after(HANG):
                 while (task := (await client.get("/agents/a/tasks/left")).json())["status"] == "input_required":
                     pass
             assert task["status"] == "cancelled"

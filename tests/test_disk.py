@@ -17,9 +17,10 @@ import trio
 
 from hector_trio.models import Chunk
 from hector_trio.task import decode_chunk, fold
+from tests import HANG
 from tests.crashes import events_in, frames_in
 from tests.sockets import RawPeer, connect_raw
-from tests.test_cli import CLEAN, HECTOR, LIMIT, Running, running
+from tests.test_cli import CLEAN, HECTOR, Running, running
 
 CONFIG = """
 server: {shutdown_grace: 0.3}
@@ -149,7 +150,7 @@ async def starting(disk: Disk) -> AsyncIterator[Running]:
 async def serving_on(disk: Disk) -> AsyncIterator[tuple[Running, httpx2.AsyncClient]]:
     async with starting(disk) as process:
         url = (await process.wait_said(r"listening  (http://127\S+)"))[1]
-        async with httpx2.AsyncClient(base_url=url, timeout=LIMIT, trust_env=False, verify=False) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=HANG, trust_env=False, verify=False) as client:
             yield process, client
     assert "Traceback" not in (disk.folder / "log").read_text()
 
@@ -182,7 +183,7 @@ async def stream_of(client: httpx2.AsyncClient, path: str, **options: Any) -> li
 
 async def reached(client: httpx2.AsyncClient, task_id: str, seq: int) -> None:
     """Returns when a task, which may not have been accepted yet, has so many chunks."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         while not (await client.get(f"/agents/paced/tasks/{task_id}/events?after={seq - 1}")).json().get("chunks"):
             pass
 
@@ -199,7 +200,7 @@ async def stored(client: httpx2.AsyncClient, task_id: str, agent: str = "paced")
 
 async def ended(client: httpx2.AsyncClient, task_id: str) -> dict[str, Any]:
     """The task once it has ended; its row is then what its log adds up to."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         while "endedAt" not in (task := (await client.get(f"/agents/paced/tasks/{task_id}")).json()):
             pass
     folded = fold(await stored(client, task_id))

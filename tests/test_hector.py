@@ -23,9 +23,8 @@ from hector_trio import Client, Context, Hector
 from hector_trio.agents.function import FunctionAgent, SyncContext
 from hector_trio.errors import ConfigError, StartError
 from hector_trio.server import Serving
+from tests import HANG
 from tests.test_cli import CLEAN, running
-
-LIMIT = 60
 
 SCRIPT = """
 from hector_trio import Context, Hector
@@ -61,14 +60,14 @@ def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def served(app: Hector) -> AsyncIterator[Serving]:
     stop = trio.Event()
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             yield await nursery.start(partial(app.serve, port=0, host=["127.0.0.1"], stop=stop))
             stop.set()
 
 
 async def cards(url: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient(base_url=url, timeout=LIMIT, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=HANG, trust_env=False) as client:
         return {card["agentId"]: card for card in (await client.get("/agents")).json()["agents"]}
 
 
@@ -205,7 +204,7 @@ async def test_all_plain_functions_together_are_bounded_by_sync_agents(tmp_path:
 
     def wait(ctx: SyncContext) -> None:
         inside.append(ctx.agent_id)
-        assert release.acquire(timeout=LIMIT)
+        assert release.acquire(timeout=HANG)
 
     app.agent("one")(wait)
     app.agent("two")(lambda ctx: wait(ctx))
@@ -278,7 +277,7 @@ async def test_what_is_put_on_quart_is_there_beside_what_is_ours() -> None:
             seen.append(request.path)
 
     async with served(app) as serving:
-        async with httpx2.AsyncClient(base_url=serving.url, timeout=LIMIT, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=serving.url, timeout=HANG, trust_env=False) as client:
             assert (await client.get("/mine")).text == "mine"
             assert (await client.get("/agents/echo")).json()["agentId"] == "echo"
     assert seen == ["/mine", "/agents/echo"]

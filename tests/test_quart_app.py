@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from quart import Response, abort, request, websocket
+from quart import Response, abort, request, url_for, websocket
+from werkzeug.routing import BuildError
 
 from hector_trio.connection import ConnectionLimits
 from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, NURSERY, EventStreamResponse, HectorQuart
@@ -363,6 +364,23 @@ async def test_a_body_beyond_the_limit_is_413() -> None:
             async with server.peer(data) as peer:
                 with trio.fail_after(5):
                     assert await peer.status() == 413
+
+
+# ---- rules
+
+
+async def test_urls_can_be_built_although_no_rule_is_compiled_for_it_before() -> None:
+    app = HectorQuart(__name__)
+    app.add_url_rule("/<rule>/<int:number>", "one", lambda **_: "")
+    async with app.test_request_context("/"):
+        for name in ("a b", "c"):
+            path = name.replace(" ", "%20")
+            assert url_for("one", rule=name, number=2, more="d") == f"/{path}/2?more=d"
+        with pytest.raises(BuildError):
+            url_for("one", rule="a")
+    bound = app.url_map.bind("here")
+    assert bound.build("one", {"rule": "x", "number": 1, "more": 1}, append_unknown=False) == "/x/1"
+    assert bound.match("/y/3") == ("one", {"rule": "y", "number": 3})
 
 
 # ---- nurseries

@@ -20,27 +20,30 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
 from hector_trio import errors
 from hector_trio.agents import Agent, Context
 from hector_trio.client import ChunkStream, Client, ConnectionFailed, EventChunks, GraceMs, UnexpectedAnswer
-from hector_trio.client.limits import MAX_DELAY
+from hector_trio.client.limits import FIRST_DELAY, MAX_DELAY
 from hector_trio.client.reconnecting import Retry
 from hector_trio.config import Settings
 from hector_trio.models import Chunk
+from tests import HANG
+from tests.clock import skip
 from tests.cutting import Cut, How, Wire, wire_to
 from tests.engines import Steered, agent
 from tests.serving import Served, serving
 from tests.test_cli import served
 
-LIMIT = 90
 HOWS: tuple[How, ...] = ("fin", "rst", "silence")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is silent is given up in less than a second."""
+    """What is silent is given up in less than a second, and what is lost made again at once."""
+    monkeypatch.setattr("hector_trio.client.reconnecting.FIRST_DELAY", FIRST_DELAY / 10)
     monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 0.5)
     monkeypatch.setattr("hector_trio.client.websocket.CONNECT_LIMIT", 0.5)
     monkeypatch.setattr("hector_trio.client.events.SILENCE", 0.5)
@@ -51,7 +54,7 @@ async def wired(
     agents: dict[str, Agent] | None = None, settings: Settings | None = None, **options: Any
 ) -> AsyncIterator[tuple[Served, Wire, Client]]:
     """A server, a wire to it, and a client at the other end."""
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with serving(settings, agents) as server, wire_to(server.address) as wire:
             async with Client(wire.url, **options) as client:
                 yield server, wire, client
@@ -127,13 +130,14 @@ async def test_a_cut_before_the_first_chunk_is_mended(down: int) -> None:
 
 
 async def test_a_connection_on_which_nothing_is_said_but_which_is_there_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, clock: MockClock
 ) -> None:
-    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 1.0)
+    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 10.0)
     steered = Steered()
     async with wired(agent(steered)) as (_, wire, client), client.stream("a", "x") as chunks:
         assert (await anext(chunks)).content == "<x"
-        await trio.sleep(3)  # three times as long as what counts as silence
+        for _ in range(10):  # three times as long as what counts as silence
+            await skip(clock, 3)
         steered.let("x")
         assert text_of(await read(chunks, 1)) == ">"
         assert wire.connections == 1
@@ -195,16 +199,19 @@ async def test_a_wait_for_a_chunk_that_is_given_up_loses_none() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 50])
-async def test_a_reader_takes_its_time_and_the_connection_lasts(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 1.0)
-    monkeypatch.setattr("hector_trio.client.events.SILENCE", 1.0)
+async def test_a_reader_takes_its_time_and_the_connection_lasts(
+    window: int, monkeypatch: pytest.MonkeyPatch, clock: MockClock
+) -> None:
+    monkeypatch.setattr("hector_trio.client.websocket.SILENCE", 10.0)
+    monkeypatch.setattr("hector_trio.client.events.SILENCE", 10.0)
     counting = Counting()
     async with wired(agent(counting)) as (_, wire, client):
         async with client.stream("a", "3000", window=window) as chunks:
             first = await anext(chunks)
             async with client.events("a", chunks.task_id) as events:
                 await read(events)  # to its end, while the other has read one chunk
-            await trio.sleep(2)  # twice as long as what counts as silence
+            for _ in range(8):  # twice as long as what counts as silence, and more
+                await skip(clock, 3)
             received = [first, *await read(chunks, first.seq)]
         assert text_of(received) == counted(3000)
         assert wire.connections == 2
@@ -521,7 +528,7 @@ async def test_a_restart_ends_a_running_task_and_the_stream_says_so(tmp_path: Pa
     (tmp_path / "config.yaml").write_text(CONFIG)
     port = free_port()
     serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port), "--shutdown-grace", "0.1")
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
             async with serve() as (process, _):
                 chunks = await stack.enter_async_context(client.stream("assistant", "Count to 100000"))
@@ -544,7 +551,7 @@ async def test_a_task_that_waited_in_the_queue_runs_after_a_restart_and_the_stre
     (tmp_path / "config.yaml").write_text(CONFIG)
     port = free_port()
     serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port))
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
             async with serve() as (process, _):
                 session = (await client.create_session("assistant")).session_id
@@ -574,7 +581,7 @@ async def test_an_answer_that_a_server_is_too_late_for_is_taken_by_the_next(tmp_
     (tmp_path / "config.yaml").write_text("agents:\n  a: {type: python, function: asker.py:ask}\n  b: {}\n")
     port = free_port()
     serve = partial(served, tmp_path, "--config", "config.yaml", "--port", str(port), "--shutdown-grace", "1")
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with Client(f"http://127.0.0.1:{port}") as client, AsyncExitStack() as stack:
             async with serve() as (process, _):
                 chunks = await stack.enter_async_context(client.stream("a", "x"))
@@ -640,7 +647,7 @@ async def scripted(
 ) -> AsyncIterator[tuple[Scripted, Client]]:
     script = Scripted()
     script.then = then
-    with trio.fail_after(LIMIT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(serve_websocket, script.serve, "127.0.0.1", 0, None)
             async with Client(f"http://127.0.0.1:{server.port}") as client:
@@ -732,7 +739,10 @@ async def test_what_is_said_to_be_missing_is_no_hole() -> None:
         assert [chunk.seq async for chunk in chunks] == [1, 7, 8]
 
 
-async def test_the_delays_grow_are_jittered_and_end_at_the_limit(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_delays_grow_are_jittered_and_end_at_the_limit(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hector_trio.client.reconnecting.FIRST_DELAY", FIRST_DELAY)
     retry = Retry("ws://x", 60)
     cause = ConnectionFailed("cut", url="ws://x", close_code=1006)
     retry.opened()
@@ -741,13 +751,13 @@ async def test_the_delays_grow_are_jittered_and_end_at_the_limit(autojump_clock:
         while True:
             delays.append(retry.after(cause))
             await trio.sleep(delays[-1])
-    assert 0.05 <= delays[0] <= 0.1
+    assert FIRST_DELAY / 2 <= delays[0] <= FIRST_DELAY
     assert all(delay <= MAX_DELAY for delay in delays)
     assert all(delay >= MAX_DELAY / 2 for delay in delays[7:])
     assert len(set(delays)) == len(delays)
     assert 50 < trio.current_time() <= 60
     retry.progress()
-    assert retry.after(cause) <= 0.1
+    assert retry.after(cause) <= FIRST_DELAY
 
 
 async def test_a_server_that_says_when_to_come_back_is_believed_up_to_the_longest_delay() -> None:

@@ -20,6 +20,7 @@ from hector_trio.engine import FIRST_VIEWER
 from hector_trio.log import now_ms
 from hector_trio.models import GraceMs
 from hector_trio.task import TaskRow, decode_chunk, seq_of
+from tests import HANG
 from tests.engines import Steered, agent, engine_of, order, read_all, run, store_of
 from tests.serving import Served, serving, settings_of
 from tests.sockets import Peer, connected, raw
@@ -390,7 +391,7 @@ async def test_who_reads_and_is_no_viewer_moves_no_grace(
         with engine.follow(row, viewer=True):
             await trio.sleep(1)
         left = trio.current_time()
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             while engine.is_unfinished(row):
                 with engine.follow(row):  # as for a page of the log
                     await trio.sleep(0.5)
@@ -407,7 +408,7 @@ async def test_the_first_viewer_is_waited_for_whoever_reads_before_it(
         began = trio.current_time()
         with engine.follow(row):
             pass
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             assert (await engine.wait(row)).status == "cancelled"
         assert trio.current_time() - began == pytest.approx(FIRST_VIEWER)
 

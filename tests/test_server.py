@@ -23,6 +23,7 @@ from hector_trio.client import Client
 from hector_trio.config import AgentSettings, PythonAgent, Server, Settings, Tls, Token
 from hector_trio.errors import ConfigError, StartError
 from hector_trio.server import Serving, announcement, listen, load_function, serve, tls_context
+from tests import HANG
 from tests.engines import Steered, agent, read_all, store_of
 from tests.serving import serving, settings_of
 from tests.sockets import connected
@@ -500,7 +501,7 @@ flags = {{"server": {{"host": ["127.0.0.1"], "port": 0}}, "store": {{"url": "mem
 run(default_settings({{}}, flags), started=started)
 tell(False)
 """
-    with trio.fail_after(60):
+    with trio.fail_after(HANG):
         done = await trio.run_process([sys.executable, "-c", program], capture_stdout=True, capture_stderr=True)
     told = [line for line in done.stdout.decode().splitlines() if line.startswith(("True", "False"))]
     assert told == [meanwhile, after]

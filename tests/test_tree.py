@@ -18,6 +18,7 @@ import trio.testing
 from hector_trio.agents import Context
 from hector_trio.config import Settings
 from hector_trio.tree import MAX_NODES, MAX_TEXT, awaited, described, waiting
+from tests import HANG
 from tests.engines import Steered, agent
 from tests.fake_model import serve_fake_model, silent, stalls
 from tests.serving import serving, settings_of
@@ -323,7 +324,7 @@ async def test_two_thousand_streams_are_answered_in_bounded_steps_and_bytes() ->
             for peer in peers:
                 for _ in range(10):
                     await peer.ask("x")
-            with trio.fail_after(120):
+            with trio.fail_after(2 * HANG):
                 while server.engine.running + server.engine.queued < 2000:
                     await trio.lowlevel.checkpoint()
             for limit in (100, MAX_NODES):

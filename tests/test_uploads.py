@@ -15,6 +15,7 @@ import trio
 
 from hector_trio.errors import InvalidRequest, StartError
 from hector_trio.uploads import Upload, open_uploads, parse_metadata
+from tests import HANG
 from tests.serving import settings_of
 from tests.test_cli import Running, served
 from tests.tus import TUS, checksum, create, offset_of, patch, patching, wait_for_offset
@@ -69,7 +70,7 @@ async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
         assert (head.headers["Upload-Offset"], head.headers["Upload-Metadata"]) == ("100000", "filename YQ==")
         assert (await patch(client, path, 100_000, data[100_000:])).status_code == 204
         assert (tmp_path / FOLDER / f"{path.rpartition('/')[2]}.data").read_bytes() == data
-        body = {"input": {"type": "text/plain", "content": "Hello", "uploadId": path.rpartition("/")[2]}}
+        body = {"input": {"type": "text/plain", "content": "Count to 1", "uploadId": path.rpartition("/")[2]}}
         assert (await client.post("/agents/assistant/tasks", json=body)).json()["status"] == "completed"
 
 
@@ -125,7 +126,7 @@ async def test_a_large_file_costs_no_memory(tmp_path: Path) -> None:
         assert (await patch(client, path, 0, bytes(1000))).status_code == 204
         path = await create(client, size)
         before = peak_of(process)
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             answer = await patch(client, path, 0, pieces(), Upload_Checksum=f"sha1 {'A' * 27}=")
             assert answer.status_code == 460
             assert (await patch(client, path, 0, pieces())).status_code == 204

@@ -332,12 +332,19 @@ class Http1(H11Protocol):
 
     def _completed(self, headers: http1.RawHeaders) -> http1.RawHeaders:
         headers = [*headers, *self.owner.server.response_headers(self.config)]
-        closing = self.context.terminated.is_set() or isinstance(self.stream, WebSocket)
-        if self._ordinary is None:  # else the body is here
-            closing = closing or self.connection.they_are_waiting_for_100_continue  # for nothing: it is not read
-        if closing or self.keep_alive_requests >= self.config.keep_alive_max_requests:
-            headers.append((b"connection", b"close"))
+        if self._is_last():
+            headers = [each for each in headers if each[0].lower() != b"connection"]
+            headers.append((b"connection", b"close"))  # RFC 9112, 9.6
         return headers
+
+    def _is_last(self) -> bool:
+        """Whether the connection ends with this answer: also if more of its request is to come, which is not read."""
+        return (
+            self.context.terminated.is_set()
+            or isinstance(self.stream, WebSocket)
+            or self.keep_alive_requests >= self.config.keep_alive_max_requests
+            or (self._ordinary is None and self.connection.their_state is h11.SEND_BODY)
+        )
 
     def _respond(self, event: Response) -> None:
         headers = self._completed(event.headers)

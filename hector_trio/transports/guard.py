@@ -17,11 +17,12 @@ from hector_trio.models import is_id
 from hector_trio.observability import access_log
 from hector_trio.transports import Services
 from hector_trio.transports.a2a_routes import is_public as is_card
+from hector_trio.transports.beside import OWN_REQUEST, OWN_STREAM
 from hector_trio.transports.negotiation import is_grpc
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import STREAMED
 from hector_trio.transports.rest_keys import KEYS_PATH
-from hector_trio.transports.routes import ANSWER, DIRECT, DIRECT_STREAM, PRINCIPAL, REQUEST_ID, ServerRequest
+from hector_trio.transports.routes import ANSWER, PRINCIPAL, REQUEST_ID, ServerRequest
 from hector_trio.transports.uploads import is_upload, method_meant, tus_headers
 
 Message = dict[str, Any]
@@ -76,7 +77,7 @@ class Guard:
             scope["path"] += "/"  # the prefix without its slash is the page too
         headers = Headers(scope["headers"])
         request_id = scope[REQUEST_ID] = accepted_request_id(headers.one(b"x-request-id"))
-        exchange = Exchange(send, request_id, scope.get(DIRECT))
+        exchange = Exchange(send, request_id, scope.get(OWN_REQUEST))
         scope[ANSWER] = exchange.send_whole
         if scope["type"] == "http" and is_upload(local_path(scope)):
             exchange.more = self._tus
@@ -215,8 +216,6 @@ class Exchange:
         headers = [(name.lower().encode(), value.encode()) for name, value in headers_of(error, scope["path"]).items()]
         headers.append((b"content-length", str(len(body)).encode()))
         if scope["type"] == "http":
-            if isinstance(error, PayloadTooLarge | InvalidRequest):
-                headers.append((b"connection", b"close"))  # the body is not waited for
             await self.send_whole(status_of(error), headers, body)
         elif "websocket.http.response" in (scope.get("extensions") or {}):
             await self.send_whole(status_of(error), headers, body, prefix="websocket.http")
@@ -246,7 +245,7 @@ class Headers:
 def seen_through_proxies(scope: Message, trusted: list[str]) -> Message:
     """``scope`` with scheme, host and client as ``X-Forwarded-*`` of a trusted peer has them: a copy, if others may
     look at it."""
-    if DIRECT not in scope and DIRECT_STREAM not in scope:
+    if OWN_REQUEST not in scope and OWN_STREAM not in scope:
         scope = dict(scope)
     client = scope.get("client")
     peer = client[0] if client else None

@@ -1,10 +1,12 @@
 """Quart-Trio, subclassed: one nursery per connection, errors that are told, and a reader that never waits."""
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from types import MethodType
 from typing import Any, cast
 
 import trio
 from quart import ResponseReturnValue, has_request_context, has_websocket_context, request, websocket
+from quart.routing import QuartMap, QuartRule
 from quart.signals import websocket_received, websocket_sent
 from quart.wrappers import Response, Websocket
 from quart_trio import QuartTrio
@@ -13,6 +15,7 @@ from quart_trio.wrappers import TrioRequest, TrioResponse, TrioWebsocket
 from quart_trio.wrappers.request import TrioBody
 from quart_trio.wrappers.response import TrioIterableBody
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Rule, RuleFactory
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from hector_trio.connection import BODY_AHEAD, LOGGER, ConnectionLimits, Inbox, contain
@@ -87,11 +90,6 @@ class HectorRequestBody(TrioBody):
         data = bytes(self._data)
         self._data.clear()
         return data
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it has arrived."""
-        return self._complete.is_set()
 
     async def __anext__(self) -> bytes:
         self._streamed = True
@@ -226,6 +224,31 @@ class HectorWebsocketConnection(TrioASGIWebsocketConnection):
         nursery.cancel_scope.cancel()
 
 
+class HectorRule(QuartRule):
+    """A rule that is compiled for building URLs when the first is built: of ours nobody builds any, and to compile them
+    all takes longer than everything else that makes an application."""
+
+    def _compile_builder(self, append_unknown: bool = True) -> Callable[..., tuple[str, str]]:
+        compile_now = super()._compile_builder
+
+        def build(rule: Rule, /, **values: Any) -> tuple[str, str]:
+            compiled = compile_now(append_unknown)
+            setattr(rule, "_build_unknown" if append_unknown else "_build", MethodType(compiled, rule))
+            return compiled(rule, **values)
+
+        return build
+
+
+class HectorMap(QuartMap):
+    """A map of rules that counts how often it was added to."""
+
+    added = 0
+
+    def add(self, rulefactory: RuleFactory) -> None:
+        super().add(rulefactory)
+        self.added += 1
+
+
 class HectorQuart(QuartTrio):
     """A Quart-Trio application that logs every error whole, and answers it where it can.
 
@@ -236,6 +259,9 @@ class HectorQuart(QuartTrio):
     asgi_websocket_class = HectorWebsocketConnection  # type: ignore[assignment]
     request_class = HectorRequest
     response_class = HectorResponse
+    url_map: HectorMap
+    url_map_class = HectorMap
+    url_rule_class = HectorRule  # type: ignore[assignment]
     websocket_class = HectorWebsocket
 
     def __init__(self, import_name: str, *, limits: ConnectionLimits | None = None, **options: Any) -> None:

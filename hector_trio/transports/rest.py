@@ -28,7 +28,7 @@ from hector_trio.observability import CONTENT_TYPE, ROUTE
 from hector_trio.transports import Services
 from hector_trio.transports.page import CONTENT_SECURITY_POLICY, PAGE
 from hector_trio.transports.problems import INTERNAL
-from hector_trio.transports.quart_app import STREAMED, HectorRequestBody
+from hector_trio.transports.quart_app import HectorRequestBody
 from hector_trio.transports.rest_keys import KEY_ROUTES
 from hector_trio.transports.rest_sessions import SESSION_ROUTES
 from hector_trio.transports.rest_tasks import TASK_ROUTES
@@ -236,10 +236,7 @@ async def refuse(error: HectorError) -> Response:
     current: Request | Websocket
     current = request if has_request_context() else websocket
     scope: Any = current.scope
-    response = respond(refusal(error, current.path, scope.get(REQUEST_ID, "")))
-    if scope.get(STREAMED) and not cast(HectorRequestBody, cast(Request, current).body).complete:
-        response.headers["Connection"] = "close"  # what still comes of the body is not read (RFC 9112, 9.6)
-    return response
+    return respond(refusal(error, current.path, scope.get(REQUEST_ID, "")))
 
 
 async def _refuse_http(error: HTTPException) -> Response:
@@ -263,10 +260,9 @@ def _own(error: HTTPException) -> tuple[HectorError, dict[str, str]]:
         case 404:
             return NotFound("There is nothing at this path"), {}
         case 413:
-            # What the client still sends of a body that is too large is not waited for.
-            return PayloadTooLarge("The body is larger than the server takes"), {"Connection": "close"}
+            return PayloadTooLarge("The body is larger than the server takes"), {}
         case 408:
-            return InvalidRequest("The body did not come in time"), {"Connection": "close"}
+            return InvalidRequest("The body did not come in time"), {}
         case code if code is not None and 400 <= code < 500:
             return InvalidRequest("The request cannot be read"), {}
         case _:

@@ -15,6 +15,7 @@ from hector_trio.auth import Principal, Right
 from hector_trio.errors import AgentNotFound, HectorError, NotFound, SessionNotFound, TaskNotFound, UploadNotFound
 from hector_trio.models import encode, is_id
 from hector_trio.transports import Services
+from hector_trio.transports.beside import Own
 from hector_trio.transports.problems import body_of, headers_of, status_of
 from hector_trio.transports.quart_app import NURSERY, EventStreamResponse, HectorRequestBody
 from hector_trio.transports.requests import decode_json
@@ -27,12 +28,6 @@ REQUEST_ID: Final = "hector.request_id"
 
 ANSWER: Final = "hector.answer"
 """Key of the scope under which the guard leaves a function that sends a whole answer: status, headers, body."""
-
-DIRECT: Final = "hector.direct_request"
-"""Key of the scope under which the server's request stands when nothing lies between it and our application."""
-
-DIRECT_STREAM: Final = "hector.direct_stream"
-"""Key of the scope under which, on a WebSocket, the server's stream stands when nothing does."""
 
 NOT_FOUND: Final[dict[str, type[NotFound]]] = {
     "agentId": AgentNotFound,
@@ -110,12 +105,10 @@ def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
     return Reply(status, encode(value), headers={name.replace("_", "-"): text for name, text in headers.items()})
 
 
-class ServerRequest(Protocol):
-    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
+class ServerRequest(Own, Protocol):
+    """A request of our connection class. See ``hector_trio.connection``."""
 
     def when_gone(self, tell: Callable[[], None]) -> None: ...
-
-    def is_own(self, receive: object, send: object) -> bool: ...
 
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
 

@@ -7,27 +7,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, cast
 
 import trio
-from quart import Quart, Websocket
-from quart.signals import (
-    appcontext_popped,
-    appcontext_pushed,
-    appcontext_tearing_down,
-    got_websocket_exception,
-    websocket_finished,
-    websocket_received,
-    websocket_sent,
-    websocket_started,
-    websocket_tearing_down,
-)
+from quart import Websocket
 
 from hector_trio.observability import ROUTE
 from hector_trio.transports import Services
+from hector_trio.transports.beside import OWN_STREAM, SEND_MANY, Onlookers, Own
 from hector_trio.transports.guard import SUBPROTOCOL, local_path
-from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, Receive, Send
-from hector_trio.transports.routes import DIRECT_STREAM
-
-SEND_MANY: Final = "hector.send_many"
-"""The ASGI scope extension of our connection class: the stream itself, see ``ServerStream``."""
+from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, HectorQuart, Receive, Send
 
 STREAM: Final = "/agents/{agentId}/stream"
 VIEW: Final = "stream"
@@ -37,21 +23,9 @@ _PATH: Final = re.compile(r"/agents/([^/]+)/stream\Z")
 _OF_THE_HANDSHAKE: Final = ("asgi", "extensions", "headers", "query_string", "raw_path", "state", "subprotocols")
 """Of the scope."""
 
-_SIGNALS: Final = (
-    appcontext_popped,
-    appcontext_pushed,
-    appcontext_tearing_down,
-    got_websocket_exception,
-    websocket_finished,
-    websocket_received,
-    websocket_sent,
-    websocket_started,
-    websocket_tearing_down,
-)
 
-
-class ServerStream(Protocol):
-    """What our connection class offers beside ASGI's messages. See ``hector_trio.connection``."""
+class ServerStream(Own, Protocol):
+    """A WebSocket of our connection class. See ``hector_trio.connection``."""
 
     full: bool
 
@@ -62,8 +36,6 @@ class ServerStream(Protocol):
     def together(self, sending: Coroutine[Any, Any, None]) -> Awaitable[None]: ...
 
     def when_gone(self, tell: Callable[[int], None]) -> None: ...
-
-    def is_own(self, receive: object, send: object) -> bool: ...
 
 
 class Wire(Protocol):
@@ -164,19 +136,18 @@ Serve = Callable[[Wire, str], Awaitable[None]]
 class Shortcut:
     """An ASGI application before Quart's: serves an agent's stream itself, if that makes no difference but time.
 
-    It does not when the route has hooks, signals' receivers, or error handlers that are not ours, or when something
-    stands between the server and the application; and whatever is to be refused, Quart refuses.
+    Whatever is to be refused, Quart refuses.
     """
 
-    def __init__(self, quart: Quart, services: Services, serve: Serve) -> None:
-        """Made when everything of ours is on ``quart``: what is there now is what makes no difference."""
+    def __init__(self, quart: HectorQuart, services: Services, serve: Serve) -> None:
+        """Made when everything of ours is on ``quart``."""
         self._quart = quart
         self._services = services
         self._serve = serve
-        self._ours = _hooks(quart)
+        self._onlookers = Onlookers(quart, "websocket")
 
     def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
-        stream: ServerStream | None = scope.get(DIRECT_STREAM)
+        stream: ServerStream | None = scope.get(OWN_STREAM)
         agent_id = None if stream is None else self._agent_of(scope)
         if stream is None or agent_id is None:
             return self._quart(scope, receive, send)  # type: ignore[arg-type]
@@ -186,42 +157,11 @@ class Shortcut:
     def _agent_of(self, scope: dict[str, Any]) -> str | None:
         if not scope["path"].startswith(scope.get("root_path", "").rstrip("/") + "/"):
             return None
-        match = _PATH.match(local_path(scope))
+        path = local_path(scope)
+        match = _PATH.match(path)
         engine = self._services.engine
         if match is None or match[1] not in engine.agents or engine.draining:
             return None
         if self._services.metrics.open_streams("websocket") >= self._services.settings.limits.sockets:
             return None
-        return match[1] if _hooks(self._quart) == self._ours else None
-
-
-def mark(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Notes in the scope of a WebSocket whether it comes from our connection class with nothing in between."""
-    stream: ServerStream | None = (scope.get("extensions") or {}).get(SEND_MANY)
-    if stream is not None and stream.is_own(receive, send):
-        scope[DIRECT_STREAM] = stream
-
-
-def _hooks(quart: Quart) -> tuple[object, ...]:
-    """How many of each kind there are of what can see or change what happens on a WebSocket; error handlers themselves,
-    which may be replaced."""
-    registries: tuple[dict[Any, list[Any]], ...] = (
-        quart.before_websocket_funcs,
-        quart.after_websocket_funcs,
-        quart.teardown_websocket_funcs,
-        quart.url_value_preprocessors,
-    )
-    return (
-        *(sum(map(len, registry.values())) for registry in registries),
-        *(len(signal.receivers) for signal in _SIGNALS),
-        len(quart.teardown_appcontext_funcs),
-        id(quart.view_functions.get(VIEW)),
-        "asgi_app" in vars(quart),
-        "handle_websocket" in vars(quart),
-        *(
-            handler
-            for by_code in quart.error_handler_spec.values()
-            for by_type in by_code.values()
-            for handler in by_type.values()
-        ),
-    )
+        return None if self._onlookers.look_at(path, VIEW) else match[1]

@@ -115,6 +115,74 @@ async def test_a_hundred_continue_is_not_sent_for_a_body_that_is_refused() -> No
     assert b"connection: close" in answer.lower()
 
 
+async def in_one(scope: Any, receive: Any, send: Any) -> None:
+    await scope["extensions"]["hector.request"].respond(200, [(b"content-length", b"2")], b"ok")
+
+
+async def in_two(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def in_pieces(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"keep-alive")]})
+    for piece in (b"o", b"k"):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def after_some(scope: Any, receive: Any, send: Any) -> None:
+    assert (await receive())["more_body"]
+    await in_two(scope, receive, send)
+
+
+async def not_at_all(scope: Any, receive: Any, send: Any) -> None:
+    raise ValueError("no")
+
+
+UNREAD = {
+    "length": post(b"ab", announced=5),
+    "chunks": get(b"/", b"transfer-encoding: chunked", method=b"POST") + b"2\r\nab\r\n",
+    "last chunk": get(b"/", b"transfer-encoding: chunked", method=b"POST") + b"2\r\nab\r\n0\r\n",
+    "HTTP/1.0": post(b"ab", announced=5).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HTTP/1.0, keep-alive": post(b"ab", b"connection: keep-alive", announced=5).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "HEAD": get(b"/", b"content-length: 5", method=b"HEAD") + b"ab",
+    "GET": get(b"/", b"content-length: 5") + b"ab",
+}
+
+
+@pytest.mark.parametrize("answer", [in_one, in_two, in_pieces, after_some, not_at_all])
+@pytest.mark.parametrize("data", UNREAD.values(), ids=list(UNREAD))
+async def test_an_answer_before_the_whole_body_says_that_it_is_the_last(data: bytes, answer: Any) -> None:
+    async with running(asgi(http=answer), ConnectionLimits(linger_timeout=0.1)) as server:
+        async with server.peer(data) as peer:
+            with trio.fail_after(5):
+                head, _, body = (await peer.rest()).partition(b"\r\n\r\n")
+    assert head.lower().count(b"\r\nconnection:") == 1
+    assert b"\r\nconnection: close" in head.lower()
+    assert (body == b"") is data.startswith(b"HEAD")
+
+
+@pytest.mark.parametrize("answer", [in_one, in_two, in_pieces])
+@pytest.mark.parametrize("split", [False, True])
+async def test_an_answer_after_the_whole_body_is_not_the_last(answer: Any, split: bool) -> None:
+    async def take(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await answer(scope, receive, send)
+
+    data = post(b"abcde")
+    async with running(asgi(http=take)) as server, server.peer(data[:-2] if split else data) as peer:
+        with trio.fail_after(5):
+            if split:
+                await pause(0.01)
+                await peer.send(data[-2:])
+            assert b"close" not in await peer.until(b"\r\n\r\n")
+            await peer.until(b"k\r\n0\r\n\r\n" if answer is in_pieces else b"ok")
+            await peer.send(get(method=b"HEAD"))
+            assert await peer.status() == 200
+
+
 async def test_a_client_may_wait_for_its_hundred_continue_as_long_as_the_application_thinks() -> None:
     async def think(scope: Any, receive: Any, send: Any) -> None:
         await pause(0.5)

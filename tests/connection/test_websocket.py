@@ -213,7 +213,8 @@ async def test_unread_messages_are_bounded_by_their_bytes_not_their_characters()
         await trio.sleep_forever()
 
     limits = ConnectionLimits(max_unread_bytes=3000, linger_timeout=0.2)
-    async with running(asgi(websocket=websocket), limits) as server, server.websocket() as peer:
+    app = asgi(websocket=websocket)
+    async with running(app, limits, graceful_timeout=0.1) as server, server.websocket() as peer:
         with trio.fail_after(5):
             await peer.send(client_frame(0x81, "€".encode() * 10) * 100 + client_frame(0x89, b"full"))
             assert await peer.frame() == (0x8A, b"full")
@@ -240,7 +241,7 @@ async def test_a_handler_that_reads_takes_any_number_of_messages_in_one_packet()
 @pytest.mark.parametrize(("data", "code"), [row[1:] for row in FRAMES], ids=[row[0] for row in FRAMES])
 async def test_a_broken_rule_is_answered_with_its_code_and_the_connection_ends(data: bytes, code: int) -> None:
     told = Told()
-    limits = ConnectionLimits(max_message_bytes=65536, linger_timeout=0.5)
+    limits = ConnectionLimits(max_message_bytes=65536, linger_timeout=0.1)
     async with running(listener(told), limits) as server, server.websocket() as peer:
         with trio.fail_after(5):
             await peer.send(data)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import trio
 
-from hector_trio.transports.wires import SEND_MANY
+from hector_trio.transports.beside import SEND_MANY
 
 Message = dict[str, Any]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from hector_trio.errors import NotFound, StoreUnavailable
 from hector_trio.stores import sqlite
 from hector_trio.stores.readers import READERS, Readers
+from tests import HANG
 
 FOREVER = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
@@ -67,7 +68,7 @@ async def test_a_cancelled_read_is_left_at_once_and_its_connection_is_not_shared
 
     def slow(connection: Connection) -> int:
         entered.set()
-        assert go.wait(60)
+        assert go.wait(HANG)
         return count(connection)
 
     with trio.fail_after(5):

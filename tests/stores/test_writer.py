@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from hector_trio.errors import NotFound, StoreUnavailable
 from hector_trio.stores import sqlite
 from hector_trio.stores.writer import Again, Writer
+from tests import HANG
 
 Operation = Callable[[Connection], None]
 
@@ -47,11 +48,11 @@ class Gate:
 
     def __call__(self, connection: Connection) -> str:
         self._entered.set()
-        assert self._go.wait(60)
+        assert self._go.wait(HANG)
         return "through"
 
     async def entered(self) -> None:
-        assert await trio.to_thread.run_sync(self._entered.wait, 60)
+        assert await trio.to_thread.run_sync(self._entered.wait, HANG)
 
     def open(self) -> None:
         self._go.set()
@@ -274,7 +275,7 @@ async def test_when_no_transaction_can_be_opened_all_hear_of_it_once_and_it_is_t
     def connect() -> Connection:
         attempts.append(1)
         entered.set()
-        assert go.wait(60)
+        assert go.wait(HANG)
         return bad.connect() if len(attempts) <= 2 else good.connect()
 
     writer = Writer(connect, sqlite.meaning)

@@ -15,6 +15,7 @@ from hector_trio.auth import LOCAL
 from hector_trio.transports import a2a_edge
 from hector_trio.transports.a2a import OPERATIONS, Caller, perform
 from hector_trio.transports.a2a_stream import Place
+from tests import HANG
 from tests.a2a.speaking import (
     AT_ONCE,
     BINDINGS,
@@ -368,7 +369,7 @@ async def test_a_subscriber_that_stalls_harms_nobody_and_loses_nothing() -> None
                 assert first is not None
                 async with Speaker(other).stream("SubscribeToTask", {"id": task["id"]}) as quick:
                     started.set()
-                    with trio.fail_after(60):
+                    with trio.fail_after(HANG):
                         await quick.until("statusUpdate", state="COMPLETED")
                 # the agent has ended and the other has it all; now the one that stalled reads on
                 rest = await stalled.rest()

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from quart import Response, has_request_context, signals
-from quart_trio import QuartTrio
+from quart import has_request_context, signals
 
-from hector_trio.errors import HectorError
-from hector_trio.server import App, open_app
-from hector_trio.transports.direct import Direct, mark
-from hector_trio.transports.guard import Guard
 from tests.engines import Steered, agent
 from tests.serving import Served, serving, settings_of
 
@@ -154,104 +148,6 @@ async def do_nothing(*_: Any, **__: Any) -> None:
 
 
 nothing: Any = do_nothing
-
-
-def wrap(quart: QuartTrio) -> None:
-    quart.asgi_app = quart.asgi_app  # type: ignore[method-assign]
-
-
-async def same(response: Response) -> Response:
-    return response
-
-
-HOOKS: dict[str, Callable[[QuartTrio], Any]] = {
-    "before": lambda quart: quart.before_request(nothing),
-    "after": lambda quart: quart.after_request(same),
-    "teardown": lambda quart: quart.teardown_request(nothing),
-    "context": lambda quart: quart.teardown_appcontext(nothing),
-    "values": lambda quart: quart.url_value_preprocessor(lambda *_: None),
-    "error": lambda quart: quart.register_error_handler(KeyError, nothing),
-    "status": lambda quart: quart.register_error_handler(404, nothing),
-    "replaced": lambda quart: quart.register_error_handler(HectorError, nothing),
-    "middleware": wrap,
-    "view": lambda quart: quart.view_functions.update(getSession=nothing),
-    "route": lambda quart: quart.add_url_rule("/sessions/mine", "mine", nothing),
-    "size": lambda quart: quart.config.update(MAX_CONTENT_LENGTH=1),
-}
-
-
-@pytest.mark.parametrize("name", HOOKS)
-async def test_whatever_a_user_puts_on_quart_switches_the_shortcut_off(name: str) -> None:
-    async with open_app(settings_of()) as app:
-        below = Below()
-        direct = Direct(app.quart, app.services, below)
-        scope = await admitted(app, direct)
-        assert not below.asked
-        HOOKS[name](app.quart)
-        await direct(scope, nothing, nothing)
-        assert below.asked
-
-
-class Below:
-    asked = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked = True
-
-
-class OwnRequest:
-    """What a connection offers beside ASGI's messages."""
-
-    status: int | None = None
-
-    def __init__(self, receive: Any, send: Any) -> None:
-        self._given = receive, send
-
-    def when_gone(self, tell: Callable[[], None]) -> None:
-        pass
-
-    def is_own(self, receive: object, send: object) -> bool:
-        return (receive, send) == self._given
-
-    async def respond(self, status: int, headers: Any, body: bytes) -> None:
-        self.status = status
-
-
-async def admitted(app: App, direct: Direct) -> dict[str, Any]:
-    """The scope of a request that has passed the guard and was answered directly."""
-    kept: list[dict[str, Any]] = []
-
-    async def keep(scope: Any, receive: Any, send: Any) -> None:
-        kept.append(scope)
-        await direct(scope, receive, send)
-
-    request = OwnRequest(nothing, nothing)
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "GET",
-        "path": "/sessions/s",
-        "root_path": "",
-        "query_string": b"",
-        "scheme": "http",
-        "headers": [(b"host", b"localhost")],
-        "client": None,
-        "extensions": {"hector.request": request},
-    }
-    mark(scope, nothing, nothing)
-    await Guard(keep, app.services)(scope, nothing, nothing)
-    assert request.status == 404
-    return kept[0]
-
-
-async def test_who_stands_between_the_server_and_the_application_is_not_passed_by() -> None:
-    async def other(message: Any) -> None:
-        pass
-
-    request = OwnRequest(nothing, nothing)
-    for send, marked in ((nothing, True), (other, False)):
-        scope: dict[str, Any] = {"extensions": {"hector.request": request}}
-        mark(scope, nothing, send)
-        assert ("hector.direct_request" in scope) is marked
 
 
 @pytest.mark.usefixtures("either_rest")

@@ -17,6 +17,7 @@ from hector_trio import models
 from hector_trio.transports.openapi import document, refusals
 from hector_trio.transports.problems import STATUS
 from hector_trio.transports.rest import ROUTES
+from tests import HANG
 from tests.serving import serving, settings_of
 
 TOKEN = "token-for-the-machine-that-tries-everything"
@@ -108,7 +109,7 @@ async def drive(url: str, folder: Path, *options: str) -> None:
         "--generation-database", "none", *options,
     ]
     # fmt: on
-    with trio.fail_after(300):
+    with trio.fail_after(5 * HANG):
         done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout.decode()
 

@@ -14,10 +14,15 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from trio.testing import MockClock
 
 from hector_trio.agents import AgentInfo, Context
 from hector_trio.agents.function import FunctionAgent, SyncContext
-from hector_trio.uploads import ALGORITHMS, Upload
+from hector_trio.log import now_ms
+from hector_trio.server import CLOSING_LIMIT
+from hector_trio.uploads import ALGORITHMS, STALLED, Upload
+from tests import HANG
+from tests.clock import skip
 from tests.serving import Served, serving, settings_of
 from tests.sockets import connected
 from tests.tus import (
@@ -360,20 +365,33 @@ async def test_an_owner_has_so_many_uploads_and_bytes_and_all_have_so_many_toget
         assert (await client.post("/uploads", headers={**alice, "Upload-Length": "0"})).status_code == 429
 
 
-async def test_an_upload_expires_and_its_files_with_it() -> None:
-    settings = settings_of(uploads={"expiry": 2.0}, tasks={"sweep_interval": 0.01})
+EXPIRY = 3600
+
+
+class Later:
+    """What time it is for uploads: by so many seconds later than it is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr("hector_trio.uploads.now_ms", lambda: now_ms() + int(self.seconds * 1000))
+
+
+async def test_an_upload_expires_and_its_files_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = Later(monkeypatch)
+    settings = settings_of(uploads={"expiry": EXPIRY}, tasks={"sweep_interval": 0.01})
     async with serving(settings) as server, server.client() as client:
-        made = await client.post("/uploads", headers={**TUS, "Upload-Length": "5"})
-        path = made.headers["Location"]
-        first = upload_at(server, path).touched
+        path = await create(client, 5)
+        later.seconds = EXPIRY // 2
         written = await patch(client, path, 0, b"he")
         touched = upload_at(server, path).touched
-        assert touched >= first
-        assert parsedate_to_datetime(written.headers["Upload-Expires"]).timestamp() * 1000 - touched < 3000
-        with trio.fail_after(10):
-            while (await client.head(path, headers=TUS)).status_code == 200:
-                pass
-            assert (await patch(client, path, 2, b"llo")).status_code == 404
+        told = parsedate_to_datetime(written.headers["Upload-Expires"]).timestamp()
+        assert abs(told - touched / 1000 - EXPIRY) <= 1
+        later.seconds += EXPIRY - HANG
+        assert (await client.head(path, headers=TUS)).status_code == 200
+        later.seconds += HANG
+        assert (await client.head(path, headers=TUS)).status_code == 404
+        assert (await patch(client, path, 2, b"llo")).status_code == 404
+        with trio.fail_after(HANG):
             while files(server):
                 await trio.lowlevel.checkpoint()
 
@@ -437,7 +455,7 @@ async def test_of_bytes_with_a_checksum_a_cut_keeps_none() -> None:
         assert await stored(server, path) == data
 
 
-async def test_of_two_at_once_the_second_is_refused_and_goes_on_when_the_first_has_stalled() -> None:
+async def test_of_two_at_once_the_second_is_refused_and_goes_on_when_the_first_has_stalled(clock: MockClock) -> None:
     data = os.urandom(100_000)
     async with serving() as server, server.client() as client:
         path = await create(client, len(data))
@@ -446,9 +464,8 @@ async def test_of_two_at_once_the_second_is_refused_and_goes_on_when_the_first_h
             refused = await patch(client, path, 60_000, data[60_000:])
             assert (refused.status_code, refused.json()["code"]) == (423, "upload_locked")
             assert await offset_of(client, path) == 60_000
-            with trio.fail_after(10):
-                while (answer := await patch(client, path, 60_000, data[60_000:])).status_code == 423:
-                    pass
+            await skip(clock, STALLED)
+            answer = await patch(client, path, 60_000, data[60_000:])
             assert (answer.status_code, answer.headers["Upload-Offset"]) == (204, str(len(data)))
             assert "upload_locked" in await answer_of(stalled)
         assert await stored(server, path) == data
@@ -496,13 +513,14 @@ async def test_removing_an_upload_ends_the_request_that_writes_to_it() -> None:
         assert files(server) == set()
 
 
-async def test_a_server_that_ends_keeps_what_had_arrived(tmp_path: Path) -> None:
+async def test_a_server_that_ends_keeps_what_had_arrived(tmp_path: Path, clock: MockClock) -> None:
     settings = settings_of(uploads={"path": str(tmp_path / "up")}, server={"shutdown_grace": 0})
     async with serving(settings) as server, server.client() as client:
         path = await create(client, 1000)
         async with patching(server.url, path, 0, 1000, b"x" * 600) as stream:
             await wait_for_offset(client, path, 600)
             server.stop.set()
+            await skip(clock, CLOSING_LIMIT)
             await answer_of(stream)
     async with serving(settings) as server, server.client() as client:
         assert await offset_of(client, path) == 600
@@ -534,7 +552,7 @@ async def test_tuspy_uploads_in_pieces_and_resumes(tmp_path: Path) -> None:
     data = os.urandom(1_000_003)
     (tmp_path / "data.bin").write_bytes(data)
     async with serving() as server:
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             done = await trio.run_process(
                 [sys.executable, "-c", TUSPY, f"{server.url}/uploads", str(tmp_path / "data.bin")], capture_stdout=True
             )
@@ -637,7 +655,10 @@ async def test_an_upload_may_be_the_answer_to_a_question() -> None:
         assert task["output"]["content"] == f"a/b None 5 {hashlib.sha256(b'hello').hexdigest()}"
 
 
-async def test_an_upload_does_not_expire_under_a_task_and_its_owner_may_remove_it_all_the_same() -> None:
+async def test_an_upload_does_not_expire_under_a_task_and_its_owner_may_remove_it_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = Later(monkeypatch)
     asked, read = trio.Event(), trio.Event()
 
     async def patient(ctx: Context) -> None:
@@ -648,7 +669,7 @@ async def test_an_upload_does_not_expire_under_a_task_and_its_owner_may_remove_i
         await ctx.emit_text((await file.read()).decode())
 
     agents = {"patient": FunctionAgent(AgentInfo("patient", "patient"), patient)}
-    settings = settings_of(uploads={"expiry": 1.5}, tasks={"sweep_interval": 0.01})
+    settings = settings_of(uploads={"expiry": EXPIRY}, tasks={"sweep_interval": 0.01})
     async with serving(settings, agents) as server, server.client() as client:
         for removed in (False, True):
             used = await finished(client, b"hello")
@@ -656,10 +677,13 @@ async def test_an_upload_does_not_expire_under_a_task_and_its_owner_may_remove_i
             started = await client.post("/agents/patient/tasks", json=body, headers={"Prefer": "respond-async"})
             assert started.status_code == 202
             await asked.wait()
+            others = files(server)
             unused = await create(client, 5)
-            with trio.fail_after(10):
-                while (await client.head(unused, headers=TUS)).status_code == 200:
-                    pass
+            later.seconds += EXPIRY
+            assert (await client.head(unused, headers=TUS)).status_code == 404
+            with trio.fail_after(HANG):
+                while not files(server) <= others:
+                    await trio.lowlevel.checkpoint()
             if removed:
                 assert (await client.delete(f"/uploads/{used}", headers=TUS)).status_code == 204
             read.set()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from quart import websocket
 from quart.signals import websocket_received, websocket_sent
 from quart_trio import QuartTrio
 
 from hector_trio import connection
-from hector_trio.errors import HectorError
 from hector_trio.server import Serving, limits_of, listen, open_app
 from hector_trio.transports.quart_app import HectorWebsocket
 from tests.serving import Served, serving, settings_of
@@ -41,97 +39,6 @@ async def test_a_stream_nobody_looks_at_goes_beside_quart() -> None:
         await peer.ask("Count to 3")
         assert (await peer.read_to_final())[-1]["status"] == "completed"
         assert through_quart() == 0
-
-
-async def test_routes_and_hooks_of_requests_change_nothing_for_a_stream() -> None:
-    def prepare(app: QuartTrio) -> None:
-        @app.get("/mine")
-        async def mine() -> str:
-            return "mine"
-
-        @app.before_request
-        async def look() -> None:
-            pass
-
-    async with serving(prepare=[prepare]) as server, server.client() as client, connected(server) as peer:
-        assert (await client.get("/mine")).text == "mine"
-        await peer.ask("Count to 3")
-        await peer.read_to_final()
-        assert through_quart() == 0
-
-
-def before(app: QuartTrio, seen: list[Any]) -> None:
-    @app.before_websocket
-    async def look() -> None:
-        seen.append(websocket.path)
-
-
-def after(app: QuartTrio, seen: list[Any]) -> None:
-    @app.after_websocket
-    async def look(response: Any) -> Any:
-        seen.append(response)
-        return response
-
-
-def teardown(app: QuartTrio, seen: list[Any]) -> None:
-    @app.teardown_websocket
-    async def look(error: BaseException | None) -> None:
-        seen.append(error)
-
-
-def received(app: QuartTrio, seen: list[Any]) -> None:
-    websocket_received.connect(seen.append, weak=False)
-
-
-def errors(app: QuartTrio, seen: list[Any]) -> None:
-    seen.append("registered")
-
-    @app.errorhandler(ZeroDivisionError)
-    async def look(error: HectorError) -> str:
-        return "never"
-
-
-def replaced(app: QuartTrio, seen: list[Any]) -> None:
-    seen.append("registered")
-
-    @app.errorhandler(HectorError)
-    async def look(error: HectorError) -> str:
-        return "never"
-
-
-def view(app: QuartTrio, seen: list[Any]) -> None:
-    ours: Any = app.view_functions["stream"]
-
-    async def wrapped(**ids: str) -> Any:
-        seen.append(ids)
-        return await ours(**ids)
-
-    app.view_functions["stream"] = wrapped
-
-
-def middleware(app: QuartTrio, seen: list[Any]) -> None:
-    inner = app.asgi_app
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["type"])
-        await inner(scope, receive, send)
-
-    app.asgi_app = wrapped  # type: ignore[method-assign]
-
-
-@pytest.mark.parametrize("add", [before, after, teardown, received, errors, replaced, view, middleware])
-async def test_a_hook_on_the_route_sends_the_stream_through_quart(add: Callable[[QuartTrio, list[Any]], None]) -> None:
-    seen: list[Any] = []
-    settings = settings_of(limits={"idle_after_final": 0.1})
-    async with serving(settings, prepare=[lambda app: add(app, seen)]) as server:
-        async with connected(server) as peer:
-            await peer.ask("Count to 3")
-            assert (await peer.read_to_final())[-1]["status"] == "completed"
-            assert through_quart() == 1
-            assert await peer.close_code() == 1000
-        with trio.fail_after(5):
-            while not seen:
-                await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_a_receiver_of_messages_sees_each_chunk() -> None:
