@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -76,11 +76,14 @@ def refusal_headers(error: errors.A2AError, status: int) -> dict[str, str]:
     return headers
 
 
-def status_reply(error: errors.A2AError, media_type: str = a2a.MEDIA_TYPE, headers: Mapping[str, str] = {}) -> Reply:
+def status_reply(
+    error: errors.A2AError,
+    media_type: str = a2a.MEDIA_TYPE,
+    shape: Callable[[errors.A2AError], dict[str, Any]] = errors.http_body,
+) -> Reply:
     """An error over HTTP+JSON (11.6)."""
     status = errors.codes_of(error).http
-    more = {**headers, **refusal_headers(error, status)}
-    return Reply(status, a2a.encode(errors.http_body(error)), media_type, more)
+    return Reply(status, a2a.encode(shape(error)), media_type, refusal_headers(error, status))
 
 
 class ServerSentEvents:

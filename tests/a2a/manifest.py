@@ -232,7 +232,12 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "3.6.2a",
         "a request has the semantics of its version",
-        ("test_a_method_of_0_3_is_answered_in_0_3", "test_0_3_is_spoken_below_v1"),
+        (
+            "test_a_method_of_0_3_is_answered_in_0_3",
+            "test_0_3_is_spoken_below_v1",
+            "test_what_0_3_does_not_say_below_v1_is_false",
+            "test_errors_below_v1_are_known_by_their_code_and_their_name",
+        ),
     ),
     Clause(
         "3.6.2b",
