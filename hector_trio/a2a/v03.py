@@ -42,13 +42,15 @@ _STATES: Final[Mapping[a2a.TaskState, str]] = {
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def request(operation: str, params: Any) -> Json:
-    """The parameters of a method (or a body) as those of the operation, still to be checked. Raises:
-    InvalidParamsError."""
+def request(operation: str, params: Any, *, buffers: bool = False) -> Json:
+    """The parameters of a method (or a body) as those of the operation, still to be checked. ``buffers``: they have the
+    shape of the protocol's buffers of then, in which what is not said is false. Raises: InvalidParamsError."""
     if params is None:
         params = {}
     if not isinstance(params, dict):
         raise errors.invalid("params", "must be an object")
+    if buffers and isinstance(configuration := params.get("configuration"), dict):
+        params = {**params, "configuration": {"blocking": False, **configuration}}
     translate = _REQUESTS.get(operation)
     return params if translate is None else translate(params)
 
@@ -347,6 +349,12 @@ def rest_event(value: a2a.SendMessageResponse | a2a.StreamResponse) -> Json:
             metadata=made.metadata,
         )
     }
+
+
+def rest_error(error: errors.A2AError) -> Json:
+    """An error, for which 0.3 had no shape: JSON-RPC's members by which some of its clients know it, and its name, by
+    which others do."""
+    return {**errors.jsonrpc_error(error), "type": type(error).__name__}
 
 
 def _rest_task(value: a2a.Task) -> Json:

@@ -85,11 +85,14 @@ def refusal_headers(error: errors.A2AError, status: int) -> dict[str, str]:
     return headers
 
 
-def status_reply(error: errors.A2AError, media_type: str = a2a.MEDIA_TYPE, headers: Mapping[str, str] = {}) -> Reply:
+def status_reply(
+    error: errors.A2AError,
+    media_type: str = a2a.MEDIA_TYPE,
+    shape: Callable[[errors.A2AError], dict[str, Any]] = errors.http_body,
+) -> Reply:
     """An error over HTTP+JSON (11.6)."""
     status = errors.codes_of(error).http
-    more = {**headers, **refusal_headers(error, status)}
-    return Reply(status, a2a.encode(errors.http_body(error)), media_type, more)
+    return Reply(status, a2a.encode(shape(error)), media_type, refusal_headers(error, status))
 
 
 def card_reply(call: Call, card: a2a.AgentCard, media_type: str, headers: Mapping[str, str]) -> Reply:

@@ -116,6 +116,7 @@ def route_of(path: str) -> str:
 
 async def answer(call: Call, agent: Agent, path: str) -> Reply:
     media_type, refused_type = media_types_of(call)
+    refused = v03.rest_error if path.startswith("v1/") else errors.http_body
     try:
         found = find("GET" if call.method == "HEAD" else call.method, path)
         if not isinstance(found, Found):
@@ -132,7 +133,7 @@ async def answer(call: Call, agent: Agent, path: str) -> Reply:
         request = await _request(call, found)
         value = await performed(caller, operation, request)
     except errors.A2AError as error:
-        return status_reply(error, refused_type)
+        return status_reply(error, refused_type, refused)
     headers = headers_for(caller, legacy=found.legacy)
     dialect = LEGACY if found.legacy else CURRENT
     if operation.streams:
@@ -140,15 +141,14 @@ async def answer(call: Call, agent: Agent, path: str) -> Reply:
         def encode(payload: a2a.StreamResponse) -> bytes:
             return a2a.encode(dialect.event(payload))
 
-        return stream_reply(call, value, encode, _failed, headers)
+        def failed(error: errors.A2AError) -> bytes:
+            return b"event: error\ndata: %b\n\n" % a2a.encode(refused(error))
+
+        return stream_reply(call, value, encode, failed, headers)
     if isinstance(value, a2a.AgentCard):
         return card_reply(call, value, media_type, headers | FOR_ONE)
     result = dialect.result(value)
     return Reply(body=b"{}" if result is None else a2a.encode(result), media_type=media_type, headers=headers)
-
-
-def _failed(error: errors.A2AError) -> bytes:
-    return b"event: error\ndata: %b\n\n" % a2a.encode(errors.http_body(error))
 
 
 def media_types_of(call: Call) -> tuple[str, str]:
@@ -192,5 +192,5 @@ async def _request(call: Call, found: Found) -> Any:
     if not isinstance(body, dict):
         raise errors.invalid("", "The body is a JSON object")
     if found.legacy:
-        body = v03.request(operation.name, body | found.names)
+        body = v03.request(operation.name, body | found.names, buffers=True)
     return requests.converted(requests.camel(body, operation.request) | found.names, operation.request)

@@ -232,7 +232,12 @@ CLAUSES: tuple[Clause, ...] = (
     Clause(
         "3.6.2a",
         "a request has the semantics of its version",
-        ("test_a_method_of_0_3_is_answered_in_0_3", "test_0_3_is_spoken_below_v1"),
+        (
+            "test_a_method_of_0_3_is_answered_in_0_3",
+            "test_0_3_is_spoken_below_v1",
+            "test_what_0_3_does_not_say_below_v1_is_false",
+            "test_errors_below_v1_are_known_by_their_code_and_their_name",
+        ),
     ),
     Clause(
         "3.6.2b",
@@ -478,6 +483,7 @@ BEYOND = frozenset(
         "test_the_server_keeps_a_deadline_of_itself",
         "test_a_client_that_cancels_ends_its_stream_and_not_the_task",
         "test_a_stream_goes_on_while_others_call_on_the_same_connection",
+        "test_a_stream_ends_when_its_token_expires_and_its_task_goes_on",
         "test_many_clients_stream_at_once",
         "test_a_message_that_is_none_is_refused_and_the_connection_goes_on",
         "test_a_stream_nobody_gives_a_window_to_is_cut_and_its_task_goes_on",

@@ -184,3 +184,5 @@ async def test_a_client_that_speaks_0_3_only_is_served(binding: str) -> None:
             events = [event async for event in client.send_message(message("hi"))]
             task = await client.get_task(pb.GetTaskRequest(id=events[0].task.id))
             assert (task.status.state, text_of(task)) == (pb.TASK_STATE_COMPLETED, "hi and more")
+            with pytest.raises(TaskNotFoundError):
+                await client.get_task(pb.GetTaskRequest(id="none"))

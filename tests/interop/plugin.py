@@ -62,7 +62,7 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def packages() -> Path:
-    """The folder into which npm has installed; scripts in it find ``ws`` and ``eventsource``."""
+    """The folder into which npm has installed; scripts in it find its packages."""
     return Path(os.environ["INTEROP_PACKAGES"])
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import queue
 import re
 import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.seed.process import LIMIT
 
 
 class Site:
@@ -43,15 +48,54 @@ def serving_site() -> Iterator[Site]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        site = Site(server.server_address[1])
+    with _serving(Pages) as port:
+        site = Site(port)
+        yield site
+
+
+@contextlib.contextmanager
+def _serving(requests: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), requests) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield site
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join()
+
+
+class Hook:
+    """A webhook, which takes everything."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.seen: queue.SimpleQueue[tuple[str, Message, Any]] = queue.SimpleQueue()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def wait(self) -> tuple[str, Message, Any]:
+        """The next request's path, headers and body."""
+        return self.seen.get(timeout=LIMIT)
+
+
+@contextlib.contextmanager
+def serving_hook() -> Iterator[Hook]:
+    class Requests(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            hook.seen.put((self.path, self.headers, body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _serving(Requests) as port:
+        hook = Hook(port)
+        yield hook
 
 
 class Wire:

@@ -170,6 +170,32 @@ async def test_0_3_is_spoken_below_v1() -> None:
         assert (await speaker.client.get("/a2a/a/v1/tasks")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("configuration", "state"),
+    [({}, "SUBMITTED"), ({"blocking": False}, "SUBMITTED"), ({"blocking": True}, "COMPLETED"), (None, "COMPLETED")],
+)
+async def test_what_0_3_does_not_say_below_v1_is_false(configuration: Any, state: str) -> None:
+    """Its shape is that of the protocol's buffers, which write no false."""
+    async with speaking(echo, "http") as (_, speaker):
+        body = {"message": LEGACY, **({} if configuration is None else {"configuration": configuration})}
+        task = (await speaker.client.post("/a2a/a/v1/message:send", json=body)).json()["task"]
+        assert task["status"]["state"] == f"TASK_STATE_{state}"
+
+
+async def test_errors_below_v1_are_known_by_their_code_and_their_name() -> None:
+    async with speaking(echo, "http") as (_, speaker):
+        answer = await speaker.client.get("/a2a/a/v1/tasks/nobody")
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+        error = answer.json()
+        assert (error["code"], error["type"], error["message"]) == (
+            -32001,
+            "TaskNotFoundError",
+            "Task 'nobody' was not found",
+        )
+        answer = await speaker.client.post("/a2a/a/v1/message:stream", json={"message": {**LEGACY, "taskId": "nobody"}})
+        assert (answer.status_code, answer.json()["code"]) == (404, -32001)
+
+
 async def test_both_bindings_see_the_same() -> None:
     async with speaking(echo, "http") as (_, speaker):
         task = await speaker.send("x")
