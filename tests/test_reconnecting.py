@@ -49,6 +49,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hector_trio.client.events.SILENCE", 0.5)
 
 
+@pytest.fixture
+def patient(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in earnest: a process of its own may take more than a moment to answer."""
+    monkeypatch.undo()
+
+
 @asynccontextmanager
 async def wired(
     agents: dict[str, Agent] | None = None, settings: Settings | None = None, **options: Any
@@ -523,6 +529,7 @@ agents:
 """
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("how", ["kill", "term"])
 async def test_a_restart_ends_a_running_task_and_the_stream_says_so(tmp_path: Path, how: str) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
@@ -547,6 +554,7 @@ async def test_a_restart_ends_a_running_task_and_the_stream_says_so(tmp_path: Pa
                 assert task.status == "failed"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_task_that_waited_in_the_queue_runs_after_a_restart_and_the_stream_has_it(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     port = free_port()
@@ -558,8 +566,8 @@ async def test_a_task_that_waited_in_the_queue_runs_after_a_restart_and_the_stre
                 await client.submit("assistant", "Count to 100000", session_id=session)
                 stream = client.stream("assistant", "Count to 50", session_id=session)
                 chunks = await stack.enter_async_context(stream)
-                while len(await client.session_tasks(session)) < 2:
-                    pass
+                while {task.status for task in await client.session_tasks(session)} != {"running", "pending"}:
+                    pass  # what has not begun would run after the restart, and this one for minutes
                 process.process.send_signal(signal.SIGKILL)
                 await process.wait()
             async with serve():
@@ -576,6 +584,7 @@ async def ask(ctx):
 """
 
 
+@pytest.mark.usefixtures("patient")
 async def test_an_answer_that_a_server_is_too_late_for_is_taken_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "asker.py").write_text(ASKER)
     (tmp_path / "config.yaml").write_text("agents:\n  a: {type: python, function: asker.py:ask}\n  b: {}\n")
