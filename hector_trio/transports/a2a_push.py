@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LONGEST: Final = 4096
 """Characters that a token, or credentials, may have."""
 
+UNNAMED: Final = "default"
+"""What some clients of 0.3 call the configuration to which they gave no id; it has the task's."""
+
 _SCHEME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")
 _VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
 
@@ -71,9 +74,12 @@ async def create(
 
 async def get(caller: Caller, row: TaskRow, config_id: str) -> a2a.TaskPushNotificationConfig:
     """3.1.8."""
-    for push in await pusher_of(caller).list(row):
-        if push.config_id == config_id:
-            return _config(push, row)
+    found = {push.config_id: push for push in await pusher_of(caller).list(row)}
+    push = found.get(config_id)
+    if push is None and caller.legacy and config_id == UNNAMED:
+        push = found.get(row.task_id)
+    if push is not None:
+        return _config(push, row)
     raise errors.TaskNotFoundError(
         f"Task {row.task_id} has no push notification configuration {config_id[:128]!r}",
         metadata={"taskId": row.task_id, "configId": config_id[:128]},

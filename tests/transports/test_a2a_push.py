@@ -221,6 +221,7 @@ async def test_clients_of_the_old_dialect_set_get_list_and_delete_them() -> None
         made = await call("set", taskId=task["id"], pushNotificationConfig=config)
         assert made == {"taskId": task["id"], "pushNotificationConfig": {"id": task["id"], **config}}
         assert await call("get", id=task["id"]) == made
+        assert await call("get", id=task["id"], pushNotificationConfigId="default") == made  # as clients have called it
         assert await call("list", id=task["id"]) == [made]
         speaker.say(None)
         (seen,) = await hook.wait(1)
