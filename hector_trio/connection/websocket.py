@@ -41,8 +41,8 @@ class WebSocket(Application, WSStream):
         self.open = False
         """Accepted, and no Close frame has been sent."""
         self.buffer.max_length = owner.limits.max_message_bytes
-        self._early = bytearray()
-        self._extensions: list[Extension] = []
+        self._early = b""
+        self._extensions: Sequence[Extension] = ()
         self._parser: WebSocketParser | None = None
         self._received = 0
         self._quiet = 0
@@ -70,7 +70,7 @@ class WebSocket(Application, WSStream):
             if not self.closed:
                 await self._receive(bytes(cast(Data, event).data))
         elif len(self._early) + len(cast(Data, event).data) <= EARLY_BYTES:
-            self._early += cast(Data, event).data
+            self._early += bytes(cast(Data, event).data)
         else:
             self.state = ASGIWebsocketState.HTTPCLOSED
             await self.refuse(400, f"More than {EARLY_BYTES} bytes were sent before the WebSocket was accepted")
@@ -82,7 +82,7 @@ class WebSocket(Application, WSStream):
             data = await self._take_plain(data)
             if not data or self.closed:
                 return
-            self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
+            self._parser = WebSocketParser(ConnectionType.SERVER, list(self._extensions))
         self._parser.receive_data(data)
         await self._parse(self._parser)
 
@@ -276,7 +276,7 @@ class WebSocket(Application, WSStream):
             accepted = server_extensions_handshake(self.handshake.extensions, [extension])
             if accepted:
                 self._extensions = [extension]
-                self._parser = WebSocketParser(ConnectionType.SERVER, self._extensions)
+                self._parser = WebSocketParser(ConnectionType.SERVER, list(self._extensions))
                 headers.append((b"sec-websocket-extensions", accepted))
         headers.extend(message.get("headers") or ())
         await self.send(Response(stream_id=self.stream_id, status_code=101, headers=headers))
@@ -287,6 +287,6 @@ class WebSocket(Application, WSStream):
         await self.config.log.access(self.scope, {"status": 101, "headers": []}, time() - self.start_time)
         try:
             if self._early:
-                await self._receive(bytes(self._early))
+                await self._receive(self._early)
         finally:
-            self._early.clear()
+            self._early = b""

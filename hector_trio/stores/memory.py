@@ -99,11 +99,13 @@ class _Session:
 
 
 class _Task:
+    __slots__ = ("log", "pushes", "row", "session", "used_by")
+
     def __init__(self, row: TaskRow, session: _Session | None) -> None:
         self.row = row
         self.session = session
         self.log: list[Segment] = []
-        self.used_by: list[tuple[str, str, str]] = []
+        self.used_by: tuple[tuple[str, str, str], ...] = ()
         """The idempotency keys that lead here (some may lead elsewhere by now)."""
         self.pushes: dict[str, Push] = {}
 
@@ -607,7 +609,7 @@ class MemoryStore:
             name = (owner, key.route, key.key)
             self._idempotency[name] = (key, task_key)
             self._idempotency_due.set(name, key.expires_at)
-            self._tasks[task_key].used_by.append(name)
+            self._tasks[task_key].used_by += (name,)
 
     def _session(self, owner: str, session_id: str, now: int) -> _Session | None:
         session = self._sessions.get((owner, session_id))

@@ -83,11 +83,13 @@ class Guard:
             exchange.more = self._tus
             scope["method"] = method_meant(scope["method"], headers.one(b"x-http-method-override"))
             scope[STREAMED] = scope["method"] in ("POST", "PATCH")
-        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        bound = dict(structlog.contextvars.bind_contextvars(request_id=request_id))
         try:
             if await self._admits(scope, headers, exchange):
                 if self._services.authenticator.required:  # else everybody has the same name, which says nothing
-                    bound = {**bound, **structlog.contextvars.bind_contextvars(principal=scope[PRINCIPAL].name)}
+                    bound |= structlog.contextvars.bind_contextvars(principal=scope[PRINCIPAL].name)
+                if OWN_STREAM in scope:
+                    bound = {}  # the task is this stream's own, and an idle one would hold them
                 del headers  # an idle stream would hold them
                 await self._app(scope, receive, exchange.send)
         finally:

@@ -334,7 +334,9 @@ class Socket:
             self._engine.drain_wakeups.add(self._wake)
             try:
                 while True:
-                    message = await self._wire.receive()
+                    message = self._wire.said(await self._wire.receive())
+                    if message is None:
+                        await trio.sleep_forever()  # whoever was told of it cancels this
                     self._busy = self._heard = True
                     await self._receive(message)
                     self._busy = False

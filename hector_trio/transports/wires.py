@@ -50,7 +50,10 @@ class Wire(Protocol):
     def tie(self, scope: trio.CancelScope) -> None:
         """Has *scope* cancelled when the client has left, if whoever called has not been given one for that."""
 
-    async def receive(self) -> str | bytes: ...
+    def receive(self) -> Awaitable[Any]: ...
+
+    def said(self, received: Any) -> str | bytes | None:
+        """What the client said with that; ``None``: it has left, and the scope that was tied is cancelled."""
 
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None: ...
 
@@ -73,6 +76,9 @@ class QuartWire:
     def tie(self, scope: trio.CancelScope) -> None:
         """Quart's nursery around everything is cancelled."""
 
+    def said(self, received: Any) -> str | bytes | None:
+        return cast(str | bytes, received)
+
     async def send_many(self, payloads: list[bytes], *, binary: bool = False) -> None:
         sending = self._send_each(payloads, binary)
         await (sending if self._stream is None or len(payloads) == 1 else self._stream.together(sending))
@@ -89,20 +95,20 @@ class QuartWire:
 class DirectWire:
     """Beside Quart: frames go to the server's stream as they are."""
 
-    __slots__ = ("_gone", "_present", "_receive", "_send", "now", "scope", "send_many")
+    __slots__ = ("_gone", "_present", "_send", "now", "receive", "scope", "send_many")
 
     def __init__(self, scope: dict[str, Any], stream: ServerStream, receive: Receive, send: Send) -> None:
         self.scope = scope
         self.now: ServerStream | None = stream
         self.send_many = stream
-        self._receive = receive
+        self.receive = receive
         self._send = send
         self._gone = False
         self._present: trio.CancelScope | None = None
         stream.when_gone(self._left)
 
     async def accept(self) -> None:
-        await self._receive()  # websocket.connect
+        await self.receive()  # websocket.connect
         await self._send({"type": "websocket.accept", "subprotocol": self.scope.get(SUBPROTOCOL), "headers": []})
         for name in _OF_THE_HANDSHAKE:  # nobody asks any more, and an idle stream would hold it all
             self.scope.pop(name, None)
@@ -118,12 +124,11 @@ class DirectWire:
         if self._present is not None:
             self._present.cancel()
 
-    async def receive(self) -> str | bytes:
-        message = await self._receive()
-        if message["type"] == "websocket.disconnect":
-            await trio.sleep_forever()  # whoever was told of it cancels this
-        data: bytes | None = message.get("bytes")
-        text: str = message.get("text")
+    def said(self, received: Any) -> str | bytes | None:
+        if received["type"] == "websocket.disconnect":
+            return None
+        data: bytes | None = received.get("bytes")
+        text: str = received.get("text")
         return text if data is None else data
 
     async def close(self, code: int) -> None:
