@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -314,7 +315,7 @@ def test_a_broken_pipe_raises_nothing_and_blocks_nobody() -> None:
         log_of().info("x", n=n)
     output.flush()
     assert output.broken
-    with pytest.raises(BrokenPipeError):
+    with suppress(BrokenPipeError):  # raised if anything was left to write
         stream.close()
 
 
