@@ -9,7 +9,6 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -149,7 +148,8 @@ class Engine:
         """Of tasks that run, and of those that wait for input and are read."""
         self._timers: list[tuple[float, int]] = []
         self._timers_moved = Wakeup()
-        self._on_readers, self._on_refused = self._readers_changed, self._refused  # bound once, not for each log
+        # bound once, not for each log and run
+        self._on_readers, self._on_refused, self._on_ask = self._readers_changed, self._refused, self._ask
         self._ending = False
         """Whether what runs is being ended: the grace of a drain is over."""
         self._named: dict[tuple[str, str, str], Run] = {}
@@ -603,7 +603,8 @@ class Engine:
             state=state,
             deadline=run.deadline,
             session_bytes=self._settings.limits.session_bytes,
-            ask=partial(self._ask, run),
+            ask=self._on_ask,
+            run=run,
             message=original,
             replies=run.agent is not None and run.agent.info.replies,
             uploads=self._uploads,

@@ -30,6 +30,7 @@ class RunContext:
         "_log",
         "_owner",
         "_replies",
+        "_run",
         "_session_bytes",
         "_store",
         "_uploads",
@@ -58,7 +59,8 @@ class RunContext:
         state: dict[str, Any],
         deadline: float,
         session_bytes: int,
-        ask: Callable[[Any, Any, bool], None],
+        ask: Callable[[Any, Any, Any, bool], None],
+        run: object,
         message: A2aMessage | None = None,
         replies: bool = False,
         uploads: Uploads | None = None,
@@ -78,7 +80,8 @@ class RunContext:
         self._store = store
         self.resume = _resume(row.question)
         self._session_bytes = session_bytes
-        self._ask = ask
+        self._ask = ask  # together with the run, not bound to it: there is one for all runs
+        self._run = run
         self.message = message
         self._replies = replies
         self._uploads = uploads
@@ -162,7 +165,7 @@ class RunContext:
             raise RunError(EXTENSION_REQUIRED, uri)
 
     async def ask(self, question: Any, *, saved: Any = None, auth: bool = False) -> NoReturn:
-        self._ask(question, saved, auth)
+        self._ask(self._run, question, saved, auth)
         await trio.lowlevel.checkpoint()  # the run is cancelled, and parked once everything in it has ended
         raise RunError("ask_shielded", "ask ends the run, so it cannot be called under a shield")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from hypercorn.protocol.events import Data, Event, Response, StreamClosed
-from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WebsocketBuffer, WSStream
 from hypercorn.trio.task_group import TaskGroup
 from wsproto.connection import Connection as WebSocketParser
 from wsproto.connection import ConnectionState as ParserState
@@ -40,7 +40,9 @@ class WebSocket(Application, WSStream):
         self.task_group = cast(TaskGroup, self)
         self.open = False
         """Accepted, and no Close frame has been sent."""
-        self.buffer.max_length = owner.limits.max_message_bytes
+        del self.buffer
+        self._message: WebsocketBuffer | None = None
+        """What has come of the message that is being received; few come in pieces."""
         self._early = b""
         self._extensions: Sequence[Extension] = ()
         self._parser: WebSocketParser | None = None
@@ -136,11 +138,12 @@ class WebSocket(Application, WSStream):
         if self._received > self.owner.limits.max_message_bytes:
             await self.fail(1009, "message too big")
             return
-        self.buffer.extend(event)
+        buffer = self._message = self._message or WebsocketBuffer(self.owner.limits.max_message_bytes)
+        buffer.extend(event)
         if event.message_finished:
             size, self._received = self._received, 0
-            message = self.buffer.to_message()
-            self.buffer.clear()
+            message = buffer.to_message()
+            self._message = None
             if not self.inbox.put(message, size):
                 await self.fail(1008, "too many unread messages")
 

@@ -14,13 +14,16 @@ from hector_trio.transports import Services
 from hector_trio.transports.beside import OWN_STREAM, SEND_MANY, Onlookers, Own
 from hector_trio.transports.guard import SUBPROTOCOL, local_path
 from hector_trio.transports.quart_app import CLOSE_CODE, LEFT_AT, HectorQuart, Receive, Send
+from hector_trio.transports.routes import ANSWER
 
 STREAM: Final = "/agents/{agentId}/stream"
 VIEW: Final = "stream"
 """The name of its route on Quart."""
 _PATH: Final = re.compile(r"/agents/([^/]+)/stream\Z")
 
-_OF_THE_HANDSHAKE: Final = ("asgi", "extensions", "headers", "query_string", "raw_path", "state", "subprotocols")
+_OF_THE_HANDSHAKE: Final = (
+    ANSWER, "asgi", "extensions", "headers", "query_string", "raw_path", "state", "subprotocols",
+)  # fmt: skip
 """Of the scope."""
 
 
