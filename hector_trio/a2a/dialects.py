@@ -6,6 +6,7 @@ spelling of its own over JSON-RPC (``kind``, lower-case states) and, over HTTP+J
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -117,7 +118,7 @@ def _mended(found: Any) -> Any:
     return found
 
 
-class _Old:
+class _Old(ABC):
     """What both spellings of 0.3 have in common: they are translated on the way."""
 
     version = "0.3"
@@ -145,11 +146,25 @@ class _Old:
             raise Garbage(f"an answer lacks what belongs in it: {error}"[:300]) from None
         return _convert(_mended(found) if type_ is StreamResponse else _mended({"task": found})["task"], type_)
 
-    def _response(self, found: Json) -> Json:
-        raise NotImplementedError
-
     def _task(self, found: Json) -> Json:
-        raise NotImplementedError
+        return {
+            **found,
+            "status": self._status(found["status"]),
+            "artifacts": [self._artifact(each) for each in listed(found.get("artifacts"))],
+            "history": [self._message(each) for each in listed(found.get("history"))],
+        }
+
+    @abstractmethod
+    def _response(self, found: Json) -> Json: ...
+
+    @abstractmethod
+    def _status(self, found: Json) -> Json: ...
+
+    @abstractmethod
+    def _message(self, found: Json) -> Json: ...
+
+    @abstractmethod
+    def _artifact(self, found: Json) -> Json: ...
 
 
 class OldJsonRpc(_Old):
@@ -177,9 +192,6 @@ class OldJsonRpc(_Old):
         if kind == "artifact-update":
             return {"artifactUpdate": {**found, "artifact": self._artifact(found["artifact"])}}
         raise Garbage(f"{str(kind)[:40]!r} is nothing that an answer can be")
-
-    def _task(self, found: Json) -> Json:
-        return _task(found, self._status, self._artifact, self._message)
 
     def _status(self, found: Json) -> Json:
         state = _object(found).get("state")
@@ -221,9 +233,6 @@ class OldHttp(_Old):
             update = _object(found["artifactUpdate"])
             return {"artifactUpdate": {**update, "artifact": self._artifact(update["artifact"])}}
         raise Garbage("an answer is neither a task, a message nor an update")
-
-    def _task(self, found: Json) -> Json:
-        return _task(found, self._status, self._artifact, self._message)
 
     def _status(self, found: Json) -> Json:
         state = _object(found).get("state", "TASK_STATE_SUBMITTED")
@@ -285,17 +294,6 @@ def _kind_of(found: Json) -> str | None:
     if "messageId" in found:
         return "message"
     return "task" if "id" in found else None
-
-
-def _task(
-    found: Json, status: Callable[[Json], Json], artifact: Callable[[Json], Json], message: Callable[[Json], Json]
-) -> Json:
-    return {
-        **found,
-        "status": status(found["status"]),
-        "artifacts": [artifact(each) for each in listed(found.get("artifacts"))],
-        "history": [message(each) for each in listed(found.get("history"))],
-    }
 
 
 def _old_request(said: Json, message: Json) -> Json:
