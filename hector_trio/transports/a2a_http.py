@@ -104,16 +104,6 @@ def _names(pattern: tuple[str, ...], segments: list[str]) -> dict[str, str] | No
     return names
 
 
-def route_of(path: str) -> str:
-    """The path as metrics have it: names stand for what clients chose."""
-    for method in ("GET", "POST", "DELETE"):
-        found = find(method, path)
-        if isinstance(found, Found):
-            prefix = "v1/" if found.legacy else "{tenant}/" if "tenant" in found.names else ""
-            return "/a2a/{agentId}/" + prefix + "/".join(found.pattern.segments)
-    return "/a2a/{agentId}/…"
-
-
 async def answer(call: Call, agent: Agent, path: str) -> Reply:
     media_type, refused_type = media_types_of(call)
     refused = v03.rest_error if path.startswith("v1/") else errors.http_body
