@@ -16,6 +16,7 @@ from hector_trio.log import Follower, now_ms
 from hector_trio.models import timestamp
 from hector_trio.stores import PushDialect
 from hector_trio.task import TaskRow, decode_chunk
+from hector_trio.views import at_work
 
 BATCH: Final = 64
 """Chunks that are taken from a log together. What comes after them is joined once it is their turn."""
@@ -107,11 +108,9 @@ class Updates:
         return lines
 
     def _at_work(self, follower: Follower) -> bool:
-        """Whether a run has begun, or the answer to a question was accepted."""
-        seq = self._view.seq
-        if self._may_reply and not seq:
+        if self._may_reply and not self._view.seq:
             return False  # it may still turn out that there is no task to speak of
-        return follower.status == "running" or (follower.status == "pending" and seq > 0)
+        return at_work(follower, self._view)
 
 
 def _settles(event: StreamResponse) -> bool:
